@@ -1,0 +1,68 @@
+"""Batched generation with the target, for making training data (not for measured decoding).
+
+A batch is left-padded, prefilled together and stepped together; rows that have finished leave the batch, so that the
+tail of a few long answers costs little. Shapes: B rows, P padded prompt length.
+"""
+
+import torch
+
+from dflash.target import TargetModel
+
+
+@torch.inference_mode()
+def generate_batch(
+    target: TargetModel,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[tuple[list[int], bool]]:
+    """Answers to tokenised prompts: for each, its new tokens without the stop token, and whether it stopped itself.
+
+    `temperature` 0 is greedy. Rows do not influence one another beyond bf16 rounding.
+    """
+    width = max(map(len, prompts))
+    pad = next(iter(target.eos_token_ids), 0)
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=target.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=target.device)
+    stops = torch.tensor(sorted(target.eos_token_ids), device=target.device)
+
+    cache = target.new_cache()
+    answers: list[list[int]] = [[] for _ in prompts]
+    finished = [False] * len(prompts)
+    rows = torch.arange(len(prompts), device=target.device)  # which prompt each batch row belongs to
+    positions = (mask.cumsum(-1) - 1).clamp_(min=0)
+    for _ in range(max_new_tokens):
+        out = target.forward(ids, cache, keep_logits=1, attention_mask=mask, position_ids=positions)
+        chosen = _choose(out.logits[:, -1], temperature, top_p, generator)
+        stopped = torch.isin(chosen, stops)
+        for row, token, stop in zip(rows.tolist(), chosen.tolist(), stopped.tolist(), strict=True):
+            if stop:
+                finished[row] = True
+            else:
+                answers[row].append(token)
+        alive = (~stopped).nonzero().flatten()
+        if len(alive) == 0:
+            break
+        if len(alive) < len(rows):
+            cache.batch_select_indices(alive)
+            rows, chosen, mask, positions = rows[alive], chosen[alive], mask[alive], positions[alive]
+        ids = chosen[:, None]
+        positions = positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+    return list(zip(answers, finished, strict=True))
+
+
+def _choose(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
+    """One token per row of `logits` [B, V]: greedy at temperature 0, else nucleus sampling."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs = (logits.float() / temperature).softmax(-1)
+    if top_p < 1:
+        ordered, order = probs.sort(-1, descending=True)
+        # A token stays while the mass before it is below top_p, so the most likely one always stays.
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
+        return order.gather(-1, torch.multinomial(ordered, 1, generator=generator)).squeeze(-1)
+    return torch.multinomial(probs, 1, generator=generator).squeeze(-1)

@@ -1,0 +1,226 @@
+"""The target: any decoder-only Hugging Face model, its parts, and feature capture by hooks.
+
+Shapes: B batch, S tokens, H hidden size of the target, n captured layers, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import Cache, DynamicCache
+
+from dflash.cache import growing_cache
+from dflash.embedded import EMBEDDED_NAME, ensure_embedded_target
+from dflash.errors import UserError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+class _CaptureComplete(Exception):
+    """Raised by the last hook to leave the forward when nothing above the last captured layer is needed."""
+
+
+@dataclass
+class TargetOutput:
+    """What one target forward gave: `logits` [B, kept, V] and `features` [B, S, n*H] (either may be None)."""
+
+    logits: torch.Tensor | None
+    features: torch.Tensor | None
+
+
+def default_layer_ids(num_layers: int, num_features: int) -> list[int]:
+    """Evenly spread 0-based decoder layers, as the public DFlash checkpoints choose them.
+
+    One feature takes the middle layer; several run from layer 1 to layer L-3.
+    """
+    if num_features == 1:
+        return [num_layers // 2]
+    if num_layers < num_features + 3:
+        raise UserError(
+            f"A target of {num_layers} layers is too shallow to spread {num_features} features over it: "
+            "give the layer ids yourself or ask for fewer."
+        )
+    return [round(1 + i * (num_layers - 4) / (num_features - 1)) for i in range(num_features)]
+
+
+class TargetModel:
+    """A frozen target with one interface for every decoder-only family; all numbers are read from the model."""
+
+    def __init__(self, model: nn.Module, tokenizer, name: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.config = model.config.get_text_config()
+        self.decoder = model.get_decoder()
+        self.layers = _decoder_layers(self.decoder, self.config.num_hidden_layers)
+        self.embedding: nn.Module = model.get_input_embeddings()
+        self.lm_head: nn.Module = model.get_output_embeddings()
+        if self.lm_head is None:
+            raise UserError(f"Target {name!r} has no LM head: load a causal language model.")
+        # bf16 linears on a sliced, non-contiguous input fall back to a path thirty times slower on CPU.
+        self.lm_head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+
+    @classmethod
+    def load(cls, name: str, *, dtype: str = "bfloat16", device: str | torch.device = "cpu") -> "TargetModel":
+        """Load the embedded target by its name, a local folder, or a Hugging Face id.
+
+        Raises:
+            UserError: nothing loadable under that name; the sentence says what was tried.
+        """
+        if dtype not in DTYPES:
+            raise UserError(f"Unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
+        source = resolve_target(name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype])
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"Target {name!r} could not be loaded: {_first_line(error)} "
+                f"Give {EMBEDDED_NAME!r}, a Hugging Face id or a folder with config.json and safetensors weights."
+            ) from error
+        return cls(model.to(device), tokenizer, name)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the LM head, which may exceed the tokenizer's vocabulary."""
+        return self.lm_head.weight.shape[0]
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence the positions of the target allow, in tokens."""
+        return self.config.max_position_embeddings
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the last layer and the LM head."""
+        for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f"):
+            if hasattr(self.decoder, name):
+                return getattr(self.decoder, name)
+        raise UserError(f"Target {self.name!r} ({type(self.decoder).__name__}) has no final norm this version knows.")
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Ids that end an answer, from the generation config, the model config and the tokenizer together."""
+        found: set[int] = set()
+        for source in (self.model.generation_config, self.config, self.tokenizer):
+            ids = getattr(source, "eos_token_id", None)
+            if ids is not None:
+                found.update([ids] if isinstance(ids, int) else ids)
+        return frozenset(found)
+
+    def new_cache(self) -> Cache:
+        """An empty cache: in-place growing where every layer attends fully, transformers' own otherwise."""
+        kinds = getattr(self.config, "layer_types", None) or ["full_attention"]
+        if set(kinds) == {"full_attention"} and not getattr(self.config, "sliding_window", None):
+            return growing_cache(self.num_layers)
+        return DynamicCache(config=self.config)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        cache: Cache | None = None,
+        *,
+        layer_ids: Sequence[int] = (),
+        keep_logits: int = 0,
+        **model_inputs,
+    ) -> TargetOutput:
+        """One forward over `input_ids` [B, S] with the logits of the last `keep_logits` positions (0 = all)."""
+        with self._capture(layer_ids, stop=False) as captured:
+            output = self.model(
+                input_ids=input_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=keep_logits,
+                **model_inputs,
+            )
+        return TargetOutput(output.logits, _concat(captured, layer_ids))
+
+    @torch.no_grad()
+    def features(self, input_ids: torch.Tensor, layer_ids: Sequence[int], **model_inputs) -> torch.Tensor:
+        """Outputs of the given layers for every token, [B, S, n*H]; layers above the last one are not computed."""
+        with self._capture(layer_ids, stop=True) as captured:
+            try:
+                self.model(input_ids=input_ids, use_cache=False, logits_to_keep=1, **model_inputs)
+            except _CaptureComplete:
+                pass  # the way out of the forward once every wanted layer has been seen
+        return _concat(captured, layer_ids)
+
+    @contextmanager
+    def _capture(self, layer_ids: Sequence[int], stop: bool):
+        captured: dict[int, torch.Tensor] = {}
+        last = max(layer_ids, default=-1)
+        if layer_ids and not 0 <= min(layer_ids) <= last < self.num_layers:
+            raise UserError(
+                f"Layer ids {list(layer_ids)} do not fit target {self.name!r}, whose layers are 0 to {self.num_layers - 1}."
+            )
+
+        def hook(layer_id: int):
+            def keep(_module, _args, output):
+                captured[layer_id] = output[0] if isinstance(output, tuple) else output
+                if stop and layer_id == last:
+                    raise _CaptureComplete
+
+            return keep
+
+        handles = [self.layers[i].register_forward_hook(hook(i)) for i in layer_ids]
+        try:
+            yield captured
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def resolve_target(name: str) -> str:
+    """The folder or hub id behind a target's name."""
+    if not name.strip():
+        raise UserError(f"The target's name is empty: give {EMBEDDED_NAME!r}, a Hugging Face id or a folder.")
+    if name == EMBEDDED_NAME:
+        return str(ensure_embedded_target())
+    path = Path(name).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"Target folder {name!r} holds no config.json: give the folder that holds the model's files.")
+    return str(path) if path.is_dir() else name
+
+
+def load_target_config(name: str):
+    """The target's (text) configuration without its weights."""
+    try:
+        return AutoConfig.from_pretrained(resolve_target(name)).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"Target {name!r} could not be read: {_first_line(error)}") from error
+
+
+def _decoder_layers(decoder: nn.Module, count: int) -> nn.ModuleList:
+    for module in decoder.children():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise UserError(f"{type(decoder).__name__} has no list of {count} decoder layers: this family is not supported.")
+
+
+def _concat(captured: dict[int, torch.Tensor], layer_ids: Sequence[int]) -> torch.Tensor | None:
+    return torch.cat([captured[i] for i in layer_ids], dim=-1) if layer_ids else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
