@@ -8,6 +8,8 @@ import torch
 
 from dflash.target import TargetModel
 
+_NUCLEUS_LIMIT = 512
+
 
 @torch.inference_mode()
 def generate_batch(
@@ -59,10 +61,9 @@ def _choose(logits: torch.Tensor, temperature: float, top_p: float, generator: t
     """One token per row of `logits` [B, V]: greedy at temperature 0, else nucleus sampling."""
     if temperature == 0:
         return logits.argmax(-1)
-    probs = (logits.float() / temperature).softmax(-1)
-    if top_p < 1:
-        ordered, order = probs.sort(-1, descending=True)
-        # A token stays while the mass before it is below top_p, so the most likely one always stays.
-        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
-        return order.gather(-1, torch.multinomial(ordered, 1, generator=generator)).squeeze(-1)
-    return torch.multinomial(probs, 1, generator=generator).squeeze(-1)
+    # The nucleus is looked for among the most likely tokens only: sorting 49,152 columns costs more than the forward.
+    top, order = (logits.float() / temperature).topk(min(_NUCLEUS_LIMIT, logits.shape[-1]), dim=-1)
+    probs = top.softmax(-1)
+    # A token stays while the mass before it is below top_p, so the most likely one always stays.
+    probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0)
+    return order.gather(-1, torch.multinomial(probs, 1, generator=generator)).squeeze(-1)

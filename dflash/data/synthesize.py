@@ -8,7 +8,7 @@ run leaves complete waves and at most one torn last line, which the next start r
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -44,6 +44,9 @@ class SynthesisReport:
     tokens: int = 0
     rejected: int = 0
     resumed: int = 0
+
+    def __add__(self, other: "SynthesisReport") -> "SynthesisReport":
+        return SynthesisReport(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def answer_prompts(
@@ -181,11 +184,19 @@ def _resume_ids(out: Path) -> set[str]:
 
 
 def _complete_records(out: Path) -> Iterator[dict]:
+    """The records of `out`. A file that is not ours is refused before anything of it is cut off."""
     with open(out, "rb+") as file:
         end = 0
-        for line in file:
-            if not line.endswith(b"\n"):
-                file.truncate(end)
-                return
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+                record["id"]  # every record of ours has one
+            except (ValueError, TypeError, KeyError) as error:
+                if line.startswith(b"{") and not line.endswith(b"\n"):
+                    file.truncate(end)
+                    return
+                raise UserError(f"{out}, line {number}: not a conversation with an `id`; give another output file.") from error
             end += len(line)
-            yield json.loads(line)
+            yield record
+        if end and not line.endswith(b"\n"):
+            file.write(b"\n")  # only the newline was torn off

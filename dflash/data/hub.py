@@ -1,0 +1,45 @@
+"""Prompts out of a data set that the `datasets` library can read: a Hub id or a local folder of data files."""
+
+from dflash.data.conversations import Prompt
+from dflash.errors import UserError
+
+
+def read_dataset_prompts(dataset: str, *, split: str, column: str, limit: int | None = None) -> list[Prompt]:
+    """The first `limit` prompts of `column`: texts, or lists of messages of which the first user turn is taken.
+
+    The data set is streamed, so a small limit downloads little. Ids are `<dataset>-<split>-<row>`, stable across calls.
+
+    Raises:
+        UserError: the data set, split or column does not exist, or a cell holds neither text nor messages.
+    """
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(dataset, split=split, streaming=True)
+        prompts: list[Prompt] = []
+        for number, row in enumerate(rows):
+            if limit is not None and len(prompts) >= limit:
+                break
+            where = f"Data set {dataset!r}, row {number}"
+            if column not in row:
+                raise UserError(f"{where} has no column {column!r}: choose one of {', '.join(sorted(row))}.")
+            text = _user_text(row[column])
+            if text is None:
+                raise UserError(f"{where}: column {column!r} holds neither text nor messages with a user turn.")
+            prompts.append(Prompt(f"{dataset}-{split}-{number}", [text], category=dataset))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"Data set {dataset!r}, split {split!r}, could not be read: {reason}") from error
+    if not prompts:
+        raise UserError(f"Data set {dataset!r}, split {split!r}, holds no rows: choose another split.")
+    return prompts
+
+
+def _user_text(cell: object) -> str | None:
+    if isinstance(cell, str):
+        return cell if cell.strip() else None
+    for message in cell if isinstance(cell, list) else ():
+        if isinstance(message, dict) and message.get("role", message.get("from")) in ("user", "human"):
+            content = message.get("content", message.get("value"))
+            return content if isinstance(content, str) and content.strip() else None
+    return None

@@ -1,0 +1,1 @@
+"""The draft model: configuration, rotary embedding, dual-source attention, cache, folder form."""

@@ -1,0 +1,157 @@
+"""Blocks: anchors, layout, and the agreement of the three mask forms."""
+
+import pytest
+import torch
+
+from dflash.blocks.anchors import candidate_mask, sample_anchors
+from dflash.blocks.attention import ATTENTION_FORMS
+from dflash.blocks.mask import dense_mask, explain, flex_block_mask, mask_predicate, summarise_tiles
+from dflash.blocks.plan import decay_weights, lay_out, plan_blocks
+
+LENGTH, ANCHORS, SIZE = 37, 9, 4
+
+
+@pytest.fixture
+def text():
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 100, (2, LENGTH), generator=generator)
+    loss_mask = torch.zeros(2, LENGTH, dtype=torch.bool)
+    loss_mask[0, 5:20] = True
+    loss_mask[0, 25:37] = True
+    loss_mask[1, 30:34] = True  # three candidates only: the other slots are dropped
+    return ids, loss_mask
+
+
+@pytest.fixture
+def plan(text):
+    generator = torch.Generator().manual_seed(1)
+    return plan_blocks(*text, block_size=SIZE, num_anchors=ANCHORS, gamma=4.0, generator=generator)
+
+
+def reference_mask(plan, sequence, window):
+    """The rule of COMPATIBILITY.md, cell by cell."""
+    slots, length = plan.num_anchors * plan.block_size, plan.sequence_length
+    mask = torch.zeros(slots, length + slots, dtype=torch.bool)
+    for q in range(slots):
+        block, slot = divmod(q, plan.block_size)
+        if not plan.keep[sequence, block]:
+            continue
+        anchor = int(plan.anchors[sequence, block])
+        for kv in range(length + slots):
+            if kv < length:
+                mask[q, kv] = kv < anchor and (window is None or kv >= anchor + slot - (window - 1))
+            else:
+                other, other_slot = divmod(kv - length, plan.block_size)
+                mask[q, kv] = other == block and (window is None or other_slot <= slot)
+    return mask
+
+
+def test_anchors_are_supervised_distinct_and_static_in_number(text):
+    _, loss_mask = text
+    anchors, keep = sample_anchors(loss_mask, ANCHORS, torch.Generator().manual_seed(0))
+    assert anchors.shape == keep.shape == (2, ANCHORS)
+    assert keep.sum(1).tolist() == [ANCHORS, 3]
+    for row in range(2):
+        chosen = anchors[row][keep[row]]
+        assert candidate_mask(loss_mask)[row, chosen].all()
+        assert chosen.unique().numel() == chosen.numel()
+        assert (chosen.diff() > 0).all()
+
+
+def test_anchors_are_uniform_over_candidates():
+    loss_mask = torch.ones(4000, 11, dtype=torch.bool)
+    anchors, _ = sample_anchors(loss_mask, 3, torch.Generator().manual_seed(0))
+    share = torch.bincount(anchors.flatten(), minlength=11)[:10] / (4000 * 3)
+    assert (share - 0.1).abs().max() < 0.01
+    assert not (anchors == 10).any(), "the last token has no successor to predict"
+
+
+def test_same_seed_gives_same_anchors_and_more_slots_than_tokens_are_dropped(text):
+    _, loss_mask = text
+    first = sample_anchors(loss_mask, 50, torch.Generator().manual_seed(7))
+    second = sample_anchors(loss_mask, 50, torch.Generator().manual_seed(7))
+    assert torch.equal(first[0], second[0])
+    assert first[0].shape == (2, 50)
+    assert first[1].sum(1).tolist() == candidate_mask(loss_mask).sum(1).tolist()
+
+
+def test_labels_and_weights_follow_the_text(text):
+    ids, loss_mask = text
+    anchors, keep = torch.tensor([[18, 35], [30, 0]]), torch.tensor([[True, True], [True, False]])
+    plan = lay_out(ids, loss_mask, anchors, keep, block_size=SIZE, gamma=2.0)
+    decay = decay_weights(SIZE, 2.0)
+    assert decay[0] == 0 and decay[1] == 1 and torch.isclose(decay[2], torch.tensor(0.60653), atol=1e-4)
+    assert plan.labels[0, 0].tolist() == ids[0, 18:22].tolist()
+    assert plan.weights[0, 0].tolist() == [0, 1, 0, 0], "the answer ends at 20"
+    assert plan.weights[0, 1, 1] == 1 and (plan.weights[0, 1, 2:] == 0).all(), "the text ends at 37"
+    assert (plan.weights[1, 1] == 0).all(), "a dropped block yields no loss"
+    assert plan.slot_positions[0].tolist() == [18, 19, 20, 21, 35, 36, 37, 38]
+    inputs = plan.slot_inputs(ids, 99).view(2, 2, SIZE)
+    assert inputs[0, 1].tolist() == [ids[0, 35], 99, 99, 99]
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_dense_mask_equals_the_written_rule(plan, window):
+    dense = dense_mask(plan, window)
+    for sequence in range(2):
+        assert torch.equal(dense[sequence], reference_mask(plan, sequence, window))
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_flex_block_mask_marks_the_tiles_of_the_dense_mask(plan, window):
+    tiles = flex_block_mask(plan, window).to_dense()[:, 0].bool()
+    dense = dense_mask(plan, window)
+    padded = torch.nn.functional.pad(dense, (0, tiles.shape[2] * 128 - dense.shape[2], 0, tiles.shape[1] * 128 - dense.shape[1]))
+    expected = padded.view(2, tiles.shape[1], 128, tiles.shape[2], 128).any(-1).any(2)
+    assert torch.equal(tiles, expected)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("form", ["split", "flex"])
+def test_attention_forms_agree_with_the_dense_one_and_so_do_their_gradients(plan, window, form):
+    def run(name):
+        torch.manual_seed(0)
+        slots = ANCHORS * SIZE
+        shapes = [(2, 4, slots, 8), (2, 2, LENGTH, 8), (2, 2, LENGTH, 8), (2, 2, slots, 8), (2, 2, slots, 8)]
+        tensors = [torch.randn(*shape, requires_grad=name != "flex") for shape in shapes]
+        out = ATTENTION_FORMS[name](plan, window)(*tensors)
+        if name != "flex":  # FlexAttention has no backward on CPU
+            (out * torch.linspace(0, 1, out.numel()).view_as(out)).sum().backward()
+        return out.detach(), [t.grad for t in tensors]
+
+    out, grads = run(form)
+    expected, expected_grads = run("dense")
+    alive = plan.keep.repeat_interleave(SIZE, 1)[:, None, :, None]
+    torch.testing.assert_close(out * alive, expected, atol=1e-5, rtol=1e-4)
+    assert (out.masked_select(~alive.expand_as(out)) == 0).all(), "dropped blocks attend to nothing"
+    if form != "flex":
+        for grad, reference in zip(grads, expected_grads, strict=True):
+            torch.testing.assert_close(grad, reference, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_every_cell_is_explained_in_agreement_with_the_mask(plan, window):
+    dense = dense_mask(plan, window)
+    for q in range(0, ANCHORS * SIZE, 3):
+        for kv in range(LENGTH + ANCHORS * SIZE):
+            for sequence in range(2):
+                words = explain(plan, sequence, q, kv, window)
+                assert (" sees context" in words or " sees slot" in words) == bool(dense[sequence, q, kv]), words
+
+
+def test_tile_summary_counts_what_the_dense_mask_holds():
+    ids = torch.arange(600)[None]
+    plan = plan_blocks(ids, torch.ones(1, 600, dtype=torch.bool), block_size=8, num_anchors=40, gamma=4.0,
+                       generator=torch.Generator().manual_seed(0))
+    summary = summarise_tiles(plan, tile=128)
+    dense = dense_mask(plan)[0]
+    for i in range(summary.state.shape[0]):
+        for j in range(summary.state.shape[1]):
+            cell = dense[i * 128 : (i + 1) * 128, j * 128 : (j + 1) * 128]
+            assert summary.state[i, j] == (0 if not cell.any() else 2 if cell.all() else 1)
+    assert summary.count(0) + summary.count(1) + summary.count(2) == summary.state.numel()
+
+
+def test_predicate_broadcasts_over_tensors(plan):
+    visible = mask_predicate(plan)(torch.zeros(1, dtype=torch.long), None, torch.tensor([0]), torch.tensor([0]))
+    assert visible.dtype == torch.bool
