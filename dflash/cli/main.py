@@ -1,0 +1,44 @@
+"""The `dflash` command: one subcommand per file; torch and transformers are imported only by the one that runs."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from dflash.cli import doctor, evaluate, generate, synthesize, train
+from dflash.cli.options import Parser
+from dflash.errors import UserError
+
+COMMANDS = (generate, evaluate, synthesize, train, doctor)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line. Each subcommand's module adds its parser, with `run` and `kept` as defaults."""
+    parser = Parser(prog="dflash", description="Train, measure and understand DFlash drafts for speculative decoding.")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted, others as the command says."""
+    # Their progress bars and advice belong to libraries, not to this tool; a download still shows its own bar.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"dflash: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ndflash: interrupted; {args.kept}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) left. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

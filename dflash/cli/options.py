@@ -1,0 +1,145 @@
+"""Options and checks that several subcommands share. Nothing here imports torch at module level."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import NoReturn
+
+from dflash.embedded import EMBEDDED_NAME
+from dflash.errors import UserError
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but not the empty ones: their help text says what leaving them out means."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose mistakes are one sentence, and whose help shows every default."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        kwargs.setdefault("formatter_class", _Help)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"dflash: {message.rstrip('.')}; see '{self.prog} --help'.\n")
+
+
+def whole_number(minimum: int):
+    """An argparse type: a whole number of at least `minimum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {minimum} or more")
+        return value
+
+    return parse
+
+
+def number_between(low: float, high: float):
+    """An argparse type: a number from `low` to `high`, both included."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def words(text: str) -> str:
+    """An argparse type: text that is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give some text")
+    return text
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """--target, --dtype, --device, --threads."""
+    group = parser.add_argument_group("model and machine")
+    group.add_argument(
+        "--target", metavar="T", default=EMBEDDED_NAME, help="the embedded target's name, a Hugging Face id or a folder"
+    )
+    group.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of target and draft")
+    group.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
+    group.add_argument(
+        "--threads", type=whole_number(1), metavar="N", help="CPU threads; left out, torch's own choice"
+    )
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """--draft, --block-size, --temperature, --rule, --seed."""
+    group = parser.add_argument_group("decoding")
+    group.add_argument("--draft", metavar="D", default="default", help="a draft folder, or the one shipped for the target")
+    group.add_argument(
+        "--block-size",
+        type=whole_number(2),
+        metavar="B",
+        help="slots in a block, the last known token included; left out, the draft's own",
+    )
+    group.add_argument("--temperature", type=number_between(0, 100), default=0.0, help="0 is greedy")
+    group.add_argument(
+        "--rule",
+        choices=("target", "rejection"),
+        default="target",
+        help="when sampling: accept while the draft equals the target's sample, or full rejection sampling",
+    )
+    group.add_argument("--seed", type=whole_number(0), default=0, help="of the sampling")
+
+
+def use_machine(args: argparse.Namespace) -> str:
+    """Apply --threads and return the device that --device names.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        available = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        raise UserError(f"Device {args.device!r} cannot be used here: choose auto or one of {available}.") from error
+    return args.device
+
+
+def check_writable(path: Path) -> None:
+    """Refuse an output path now rather than after the work: its folder is made, and the file opened once.
+
+    Raises:
+        UserError: the folder cannot be made or the file not be written.
+    """
+    existed = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; give a file in a folder you may write to.") from error
+    if not existed:
+        path.unlink()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a result beside its place and rename, so that a reader never sees half of it."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(staging, path)
