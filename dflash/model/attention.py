@@ -9,6 +9,7 @@ from torch import nn
 
 from dflash.blocks.attention import BlockAttention
 from dflash.model.config import DFlashConfig
+from dflash.model.norm import RMSNorm
 from dflash.model.rotary import rotate
 
 Angles = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each [B, L, R]
@@ -26,8 +27,8 @@ class DualSourceAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=bias)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
     def keys_values(self, states: torch.Tensor, angles: Angles) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (normed, rotated) and values, [B, kv_heads, L, D], of context or slots [B, L, E]."""

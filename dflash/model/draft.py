@@ -17,6 +17,7 @@ from dflash.errors import UserError
 from dflash.model.attention import Angles, DualSourceAttention
 from dflash.model.cache import DraftCache
 from dflash.model.config import DFlashConfig
+from dflash.model.norm import RMSNorm
 from dflash.model.rotary import RotaryEmbedding
 from dflash.target import DTYPES, TargetModel
 
@@ -38,9 +39,9 @@ class SwiGLU(nn.Module):
 class DraftLayer(nn.Module):
     def __init__(self, config: DFlashConfig) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = DualSourceAttention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = SwiGLU(config)
 
     def forward(
@@ -69,9 +70,9 @@ class DFlashDraft(nn.Module):
         super().__init__()
         self.config = config
         self.fc = nn.Linear(config.num_features * config.hidden_size, config.hidden_size, bias=False)
-        self.hidden_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.hidden_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.layers = nn.ModuleList(DraftLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
         self.apply(self._initialise)
 

@@ -1,7 +1,10 @@
 """Prompts out of a data set that the `datasets` library can read: a Hub id or a local folder of data files."""
 
+from pathlib import Path
+
 from dflash.data.conversations import Prompt
 from dflash.errors import UserError
+from dflash.hub import hub_is_reachable
 
 
 def read_dataset_prompts(dataset: str, *, split: str, column: str, limit: int | None = None) -> list[Prompt]:
@@ -14,6 +17,8 @@ def read_dataset_prompts(dataset: str, *, split: str, column: str, limit: int | 
     """
     import datasets
 
+    if not Path(dataset).is_dir() and not hub_is_reachable():
+        raise UserError(f"Data set {dataset!r} is no folder here, and the Hugging Face hub cannot be reached.")
     try:
         rows = datasets.load_dataset(dataset, split=split, streaming=True)
         prompts: list[Prompt] = []

@@ -1,0 +1,1 @@
+"""Where target features come from during training."""

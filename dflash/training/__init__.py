@@ -1,0 +1,1 @@
+"""Training: schedule, optimizer, checkpoints, run folder and the trainer."""

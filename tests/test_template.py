@@ -1,0 +1,34 @@
+"""The loss mask covers exactly what the assistant says."""
+
+from dflash.data.conversations import Conversation
+from dflash.data.template import render
+
+TURNS = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello user, <b>"},
+    {"role": "user", "content": "assistant"},
+    {"role": "assistant", "content": "assistant\n"},
+]
+
+
+def supervised_text(rendered, tokenizer):
+    return tokenizer.decode([t for t, m in zip(rendered.input_ids, rendered.loss_mask, strict=True) if m])
+
+
+def test_mask_marks_answers_and_their_end_of_turn_only(tiny_target):
+    rendered = render(Conversation("c", TURNS), tiny_target.tokenizer)
+    assert supervised_text(rendered, tiny_target.tokenizer) == "Hello user, <b><|im_end|>assistant\n<|im_end|>"
+
+
+def test_an_answer_cut_at_a_limit_has_no_supervised_end_of_turn(tiny_target):
+    rendered = render(Conversation("c", TURNS[:2], finished=False), tiny_target.tokenizer)
+    assert supervised_text(rendered, tiny_target.tokenizer) == "Hello user, <b>"
+
+
+def test_tokens_equal_the_template_and_truncation_keeps_the_front(tiny_target):
+    tokenizer = tiny_target.tokenizer
+    text = tokenizer.apply_chat_template(TURNS, tokenize=False)
+    full = render(Conversation("c", TURNS), tokenizer)
+    assert full.input_ids == tokenizer(text, add_special_tokens=False).input_ids
+    cut = render(Conversation("c", TURNS), tokenizer, max_length=20)
+    assert cut.input_ids == full.input_ids[:20] and cut.loss_mask == full.loss_mask[:20]
