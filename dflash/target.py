@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from dflash.cache import growing_cache
 from dflash.embedded import EMBEDDED_NAME, ensure_embedded_target
 from dflash.errors import UserError
+from dflash.hub import hub_is_reachable
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -75,8 +76,9 @@ class TargetModel:
             raise UserError(f"Unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
         source = resolve_target(name)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype])
+            local = _is_local(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=local)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"Target {name!r} could not be loaded: {_first_line(error)} "
@@ -200,15 +202,23 @@ def resolve_target(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"Target folder {name!r} holds no config.json: give the folder that holds the model's files.")
+    if not path.is_dir() and (name.startswith((".", "~", "/")) or name.count("/") > 1):
+        raise UserError(f"Target folder {name!r} does not exist: give {EMBEDDED_NAME!r}, a Hugging Face id or a folder.")
     return str(path) if path.is_dir() else name
 
 
 def load_target_config(name: str):
     """The target's (text) configuration without its weights."""
     try:
-        return AutoConfig.from_pretrained(resolve_target(name)).get_text_config()
+        source = resolve_target(name)
+        return AutoConfig.from_pretrained(source, local_files_only=_is_local(source)).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"Target {name!r} could not be read: {_first_line(error)}") from error
+
+
+def _is_local(source: str) -> bool:
+    """True for a folder, and for a hub id when only its cached copy can be had."""
+    return Path(source).is_dir() or not hub_is_reachable()
 
 
 def _decoder_layers(decoder: nn.Module, count: int) -> nn.ModuleList:

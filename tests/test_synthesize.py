@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from dflash.data.conversations import Prompt, read_conversations
 from dflash.data.generation import generate_batch
-from dflash.data.hub import read_dataset_prompts
+from dflash.data.hf_dataset import read_dataset_prompts
 from dflash.data.synthesize import (
     SynthesisReport,
     SynthesisSettings,

@@ -178,7 +178,7 @@ def test_the_final_norm_is_found_under_its_family_s_own_name(tiny_target):
 def test_the_configuration_is_read_without_the_weights(tiny_target_folder):
     assert load_target_config(tiny_target_folder).num_hidden_layers == 6
     with pytest.raises(UserError, match="could not be read"):
-        load_target_config("/no/such/folder")
+        load_target_config("no/such-model")
 
 
 def test_the_embedded_target_is_converted_once_and_read_from_the_cache(monkeypatch, tmp_path):

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
     prompts = [prompt for file in args.prompts for prompt in read_prompts(file, args.limit)]
     if args.dataset:
-        from dflash.data.hub import read_dataset_prompts
+        from dflash.data.hf_dataset import read_dataset_prompts
 
         prompts += read_dataset_prompts(args.dataset, split=args.split, column=args.column, limit=args.limit)
     target = TargetModel.load(args.target, dtype=args.dtype, device=use_machine(args))
