@@ -1,0 +1,28 @@
+"""Finding the recipes of `configs/`: in the source tree, or where a normal install put them."""
+
+import importlib.metadata
+from pathlib import Path
+
+_SOURCE_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+_DISTRIBUTION = "dflash-workbench"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Every shipped recipe by its name (the file's name without `.yaml`), sorted."""
+    if _SOURCE_FOLDER.is_dir():
+        files = list(_SOURCE_FOLDER.glob("*.yaml"))
+    else:
+        try:
+            listed = importlib.metadata.files(_DISTRIBUTION) or []
+        except importlib.metadata.PackageNotFoundError:
+            listed = []
+        files = [Path(f.locate()).resolve() for f in listed if f.parent.name == "configs" and f.suffix == ".yaml"]
+    return {path.stem: path for path in sorted(files)}
+
+
+def resolve_recipe(name: str) -> Path:
+    """A config file by its path, or a shipped recipe by its name; an unknown name is returned as a path."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    return shipped_recipes().get(name.removeprefix("configs/").removesuffix(".yaml"), path)
