@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
@@ -80,10 +82,11 @@ class CheckpointStore:
             os.replace(staging, final)
             if is_best:
                 _replace_text(self._folder / _BEST_FILE, json.dumps({"name": name, "loss": state.best_loss}))
-        except OSError as error:
+        except (OSError, SafetensorError, CheckpointException) as error:
             shutil.rmtree(staging, ignore_errors=True)
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"Checkpoint {name} could not be written to {self._folder} ({error.strerror or error}); "
+                f"Checkpoint {name} could not be written to {self._folder} ({reason}); "
                 "the older checkpoints are intact. Free some space and resume."
             ) from error
         self._rotate()
@@ -104,7 +107,7 @@ class CheckpointStore:
                 draft, optimizers, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"]
             )
             return TrainerState(**raw)
-        except Exception as error:  # DCP wraps damage of every kind in types of its own
+        except (Exception, CheckpointException) as error:  # DCP's own wrapper is no Exception
             raise UserError(
                 f"Checkpoint {str(path)!r} is damaged or belongs to another draft ({type(error).__name__}): "
                 "remove that folder to resume from the one before it."
