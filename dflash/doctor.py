@@ -153,11 +153,11 @@ def _engines() -> Iterator[Finding]:
 
 def _cache_space() -> Iterator[Finding]:
     root = cache_root()
-    existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     detail = f"{root}, {free / 2**30:.1f} GiB free"
     another = "set DFLASH_CACHE to a folder with space that you may write to"
-    if not os.access(existing, os.W_OK):
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
         yield Finding("cache folder", "missing", f"{root} cannot be written", another)
     elif free < _CONVERTED_BYTES and not converted_folder().is_dir():
         yield Finding("cache folder", "missing", f"{detail}; the embedded target needs 0.3 GiB", another)

