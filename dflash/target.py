@@ -133,7 +133,8 @@ class TargetModel:
     def new_cache(self) -> Cache:
         """An empty cache: in-place growing where every layer attends fully, transformers' own otherwise."""
         kinds = getattr(self.config, "layer_types", None) or ["full_attention"]
-        if set(kinds) == {"full_attention"} and not getattr(self.config, "sliding_window", None):
+        masked = self.config._attn_implementation in ("sdpa", "eager")  # others ignore the mask over spare keys
+        if masked and set(kinds) == {"full_attention"} and not getattr(self.config, "sliding_window", None):
             return growing_cache(self.num_layers)
         return DynamicCache(config=self.config)
 
