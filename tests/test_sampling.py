@@ -1,6 +1,7 @@
 """Sampling and both verification rules: the emitted text has the target's own distribution."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,55 +105,70 @@ def test_greedy_accepts_while_equal_and_corrects_with_the_most_likely_token():
     assert (whole.accepted, whole.correction) == (3, 0)
 
 
-class _Confident:
-    """A proposer that samples its proposals from one fixed distribution."""
+class TableCache:
+    """The tokens a target has read, croppable like a real cache."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def get_seq_length(self) -> int:
+        return len(self.tokens)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        del self.tokens[tokens_to_remove:]
+
+
+class TableTarget:
+    """A second-order language as a target: the logits depend on the last two tokens, by way of the cache."""
+
+    device, max_length, name, config = torch.device("cpu"), 100, "table", SimpleNamespace()
+
+    def __init__(self, vocab: int) -> None:
+        self.table = torch.randn(vocab, vocab, vocab, generator=torch.Generator().manual_seed(2)) * 1.5
+
+    def new_cache(self) -> TableCache:
+        return TableCache()
+
+    def forward(self, ids, cache, *, layer_ids=(), keep_logits=0):
+        before = len(cache.tokens)
+        cache.tokens += ids[0].tolist()
+        text = torch.tensor([0, *cache.tokens])
+        logits = self.table[text[before:-1], text[before + 1 :]][None]
+        return TargetOutput(logits[:, -keep_logits:], torch.zeros(1, ids.shape[1], 1))
+
+
+class FixedProposer:
+    """Proposes from one distribution per slot, whatever the text."""
 
     block_size, layer_ids = 3, [1]
 
     def __init__(self, vocab: int) -> None:
-        self.probs = torch.randn(2, vocab, generator=torch.Generator().manual_seed(5)).mul(2).softmax(-1)
+        self.probs = torch.randn(2, vocab, generator=torch.Generator().manual_seed(5)).softmax(-1)
 
     def start(self):
         return self
 
-    def extend(self, features):
+    def extend(self, features) -> None:
         pass
 
-    def propose(self, anchor, count, sampling, rolls):
+    def propose(self, anchor, count, sampling, rolls) -> Proposal:
         if sampling.samples_draft:
             return Proposal(draw(self.probs, rolls.fresh(count)), self.probs)
         return Proposal(self.probs.argmax(-1))
 
 
-@pytest.mark.parametrize("rule", ["target", "rejection"])
-def test_the_engine_emits_three_tokens_with_the_joint_distribution_of_plain_sampling(tiny_target, monkeypatch, rule):
-    # Four tokens carry the whole probability, so that all 4^3 texts are counted.
-    keep, prompt, temperature, runs = 4, [5, 9, 200], 1.0, 3000
-    real = tiny_target.forward
-    known: dict[tuple, torch.Tensor] = {}
-
-    def narrow(ids, cache, **options):
-        out = real(ids, cache, **options)
-        hidden = torch.arange(tiny_target.vocab_size) >= keep
-        return TargetOutput(out.logits.masked_fill(hidden, -math.inf), out.features)
-
-    monkeypatch.setattr(tiny_target, "forward", narrow)
-    for a in range(keep):  # exact joint distribution, text by text
-        for b in range(keep):
-            cache = tiny_target.new_cache()
-            logits = narrow(torch.tensor([[*prompt, a, b]]), cache).logits[0, -3:]
-            known[a, b] = probabilities(logits, temperature)
-    joint = torch.stack([
-        torch.stack([known[a, b][0, a] * known[a, b][1, b] * known[a, b][2, :keep] for b in range(keep)])
-        for a in range(keep)
-    ])
-    engine = Engine(tiny_target, proposer=_Confident(keep))
-    engine.proposer.probs = torch.cat([engine.proposer.probs, torch.zeros(2, tiny_target.vocab_size - keep)], 1)
-    counts = torch.zeros(keep, keep, keep)
+@pytest.mark.parametrize("mode", ["plain", "target", "rejection"])
+def test_the_engine_emits_texts_with_the_joint_distribution_of_the_target(mode):
+    vocab, prompt, runs = 4, [3, 1], 6000
+    target = TableTarget(vocab)
+    p = probabilities(target.table.flatten(0, 1), 0.8).view(vocab, vocab, vocab)
+    joint = p[3, 1][:, None, None] * p[1][:, :, None] * p  # of (a, b, c): p(a|3,1) p(b|1,a) p(c|a,b)
+    engine = Engine(target, proposer=FixedProposer(vocab))
+    counts = torch.zeros(vocab, vocab, vocab)
     for seed in range(runs):
-        sampling = Sampling(temperature, rule, seed)
-        trace = engine.decode_draft(prompt, max_new_tokens=3, sampling=sampling, stop_ids=()).finish()
-        counts[tuple(trace.tokens)] += 1
+        options = {"max_new_tokens": 3, "sampling": Sampling(0.8, "target" if mode == "plain" else mode, seed)}
+        decode = engine.decode_target if mode == "plain" else engine.decode_draft
+        counts[tuple(decode(prompt, stop_ids=(), **options).finish().tokens)] += 1
     assert chi_square_fits(counts.flatten(), joint.flatten() * runs)
 
 
