@@ -118,6 +118,20 @@ def test_logits_are_kept_only_where_asked(tiny_target):
     torch.testing.assert_close(last_two, everything[:, -2:])
 
 
+def test_the_lm_head_sees_a_cut_out_block_with_the_strides_of_a_fresh_one(tiny_target):
+    # Any other strides cost a copy of the whole weight per call in bf16 on CPU.
+    seen = []
+    handle = tiny_target.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].stride()))
+    hidden = torch.randn(1, 8, 32)
+    try:
+        cut = tiny_target.lm_head(hidden[:, 1:])
+        tiny_target.lm_head(hidden.transpose(0, 1))
+    finally:
+        handle.remove()
+    assert seen == [(7 * 32, 32, 1), (32, 32, 1)]
+    torch.testing.assert_close(cut, tiny_target.lm_head(hidden)[:, 1:])
+
+
 @pytest.mark.parametrize(
     ("layers", "features", "expected"),
     [
