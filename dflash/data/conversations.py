@@ -76,6 +76,21 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict]]:
         raise UserError(f"{path} could not be read: {reason}.") from error
 
 
+def parse_conversation(line: str, where: str) -> Conversation:
+    """One conversation from one JSON line; `where` names the line in complaints.
+
+    Raises:
+        UserError: the line is no JSON object or no conversation.
+    """
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not valid JSON ({error.msg}).") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected an object, found {type(record).__name__}.")
+    return _conversation(record, where, where)
+
+
 def _conversation(record: dict, where: str, fallback_id: str) -> Conversation:
     raw = record.get("messages", record.get("conversations"))
     if not isinstance(raw, list) or not raw:

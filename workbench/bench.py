@@ -1,0 +1,84 @@
+"""The models of one workbench process: loaded when first asked for, then kept."""
+
+import json
+import threading
+from pathlib import Path
+
+from dflash.decoding.engine import Engine
+from dflash.model.loading import SHIPPED_DRAFTS, load_draft
+from dflash.target import TargetModel
+
+SHIPPED = "shipped"
+
+
+class Bench:
+    """One target and the drafts opened beside it. Loading happens once, whichever thread asks first."""
+
+    def __init__(self, target_name: str, draft_name: str = "", runs: Path = Path("runs"), dtype: str = "bfloat16") -> None:
+        self.target_name = target_name
+        self.draft_name = draft_name or SHIPPED
+        self.runs = runs
+        self.dtype = dtype
+        self._target: TargetModel | None = None
+        self._engines: dict[str, Engine] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def target(self) -> TargetModel:
+        """The target, loaded at the first call.
+
+        Raises:
+            UserError: it cannot be loaded; the next call tries again.
+        """
+        with self._lock:
+            if self._target is None:
+                self._target = TargetModel.load(self.target_name, dtype=self.dtype)
+            return self._target
+
+    def engine(self, draft_name: str) -> Engine:
+        """A warmed-up engine for this draft ("shipped" or a folder).
+
+        Raises:
+            UserError: target or draft cannot be loaded, or do not fit one another.
+        """
+        name = (draft_name or self.draft_name).strip()
+        with self._lock:
+            key = self._key(name)
+            if key not in self._engines:
+                draft = load_draft(None if name == SHIPPED else name, self.target)
+                engine = Engine(self.target, draft)
+                engine.warm_up()
+                self._engines = {known: kept for known, kept in self._engines.items() if not known.startswith(f"{name}@")}
+                self._engines[key] = engine
+            return self._engines[key]
+
+    def is_ready(self, draft_name: str) -> bool:
+        """Whether `engine` would answer at once."""
+        return self._key((draft_name or self.draft_name).strip()) in self._engines
+
+    def block_size(self, draft_name: str = "") -> int:
+        """The draft's block size from its config.json alone; 16 where it cannot be read (decoding then says why)."""
+        folder = self._folder((draft_name or self.draft_name).strip())
+        try:
+            return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["block_size"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 16
+
+    def drafts(self) -> list[str]:
+        """Drafts to choose from: the shipped one, the one given at start, and folders under the runs folder."""
+        found = [self.draft_name]
+        if self.target_name in SHIPPED_DRAFTS:
+            found.append(SHIPPED)
+        found += sorted(str(weights.parent) for weights in self.runs.glob("*/checkpoints/*/model.safetensors"))
+        found += sorted(str(weights.parent) for weights in self.runs.glob("*/model.safetensors"))
+        return list(dict.fromkeys(found))
+
+    def _folder(self, name: str) -> Path:
+        return SHIPPED_DRAFTS.get(self.target_name, Path()) if name == SHIPPED else Path(name).expanduser()
+
+    def _key(self, name: str) -> str:
+        """Name and age of the weights: a draft saved again under the same name is loaded again."""
+        try:
+            return f"{name}@{(self._folder(name) / 'model.safetensors').stat().st_mtime_ns}"
+        except OSError:
+            return f"{name}@missing"

@@ -1,0 +1,53 @@
+"""The workbench's own components: static markup that scripts fill in when the value changes.
+
+No template contains a value: token texts travel as data and reach the page as text nodes, so nothing in them is ever
+read as HTML, and the page keeps scroll position, focus and selection when new data arrives.
+"""
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from workbench.theme import static_text
+
+
+def panel(name: str, value: Any = None, **options) -> gr.HTML:
+    """The component whose markup and script are `static/<name>.html` and `static/<name>.js`."""
+    return gr.HTML(
+        value=value,
+        html_template=static_text(f"{name}.html"),
+        js_on_load=static_text(f"{name}.js"),
+        apply_default_css=False,
+        padding=False,
+        **options,
+    )
+
+
+def top_bar(current: str, pages: dict[str, str], machine: str) -> gr.HTML:
+    """Name, navigation, what runs here, and the switch between dark and light."""
+    links = "".join(
+        f'<a href="{path}"{" aria-current=page" if name == current else ""}>{html.escape(name)}</a>'
+        for name, path in pages.items()
+    )
+    markup = (
+        '<header class="df-bar-top"><span class="df-name">DFlash Workbench</span>'
+        f'<nav aria-label="Pages">{links}</nav><span class="df-machine" title="{html.escape(machine)}">'
+        f'{html.escape(machine)}</span><button type="button" class="df-button df-theme">Theme</button></header>'
+    )
+    return gr.HTML(
+        html_template=markup.replace("{{", "").replace("${", ""),
+        js_on_load=static_text("top_bar.js"),
+        apply_default_css=False,
+        padding=False,
+    )
+
+
+def table_behind(title: str, columns: list[str], rows: list[list[Any]]) -> str:
+    """A collapsed table of a figure's data as HTML."""
+    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<details class="df-table"><summary>{html.escape(title)}</summary><div class="df-scroll">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
+    )

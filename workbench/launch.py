@@ -1,0 +1,120 @@
+"""`python app.py`: read the options, refuse bad ones in a sentence, serve."""
+
+import argparse
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dflash.embedded import EMBEDDED_NAME
+from dflash.errors import UserError
+
+AUTH_VARIABLE = "DFLASH_AUTH"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve the workbench until interrupted; returns the exit code (2 for bad input)."""
+    options = _parser().parse_args(argv)
+    try:
+        auth = parse_auth(options.auth or os.environ.get(AUTH_VARIABLE, ""))
+        check_host(options.host, auth)
+        check_port(options.host, options.port)
+        if not options.target.strip():
+            raise UserError(f"The target's name is empty: give --target {EMBEDDED_NAME}, a folder or a Hugging Face id.")
+        demo = serve(options, auth)
+    except UserError as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return 2
+    print(f"DFlash Workbench: {demo.local_url}  (Ctrl+C stops it)", flush=True)
+    demo.block_thread()
+    return 0
+
+
+def serve(options: argparse.Namespace, auth: tuple[str, str] | None):
+    """Start the server in the background and return the running app."""
+    # Heavy imports only once the options are known to be good.
+    from workbench import theme
+    from workbench.app import build_app
+    from workbench.bench import Bench
+
+    bench = Bench(options.target, options.draft, Path(options.runs))
+    demo = build_app(bench)
+    demo.queue(default_concurrency_limit=None)
+    demo.launch(
+        server_name=options.host,
+        server_port=options.port,
+        inbrowser=options.browser,
+        auth=auth,
+        share=False,
+        ssr_mode=False,
+        run_history=False,
+        quiet=True,
+        show_error=True,
+        prevent_thread_lock=True,
+        footer_links=["api"],
+        theme=theme.theme(),
+        css=theme.styles(),
+        head=theme.head(),
+    )
+    return demo
+
+
+def parse_auth(text: str) -> tuple[str, str] | None:
+    """USER:PASSWORD as a pair, None when nothing was given."""
+    if not text:
+        return None
+    user, separator, password = text.partition(":")
+    if not (separator and user and password):
+        raise UserError(f"--auth needs the form USER:PASSWORD (also read from ${AUTH_VARIABLE}).")
+    return user, password
+
+
+def check_host(host: str, auth: tuple[str, str] | None) -> None:
+    """Refuse to serve beyond this machine without a password."""
+    if auth is None and not _is_loopback(host):
+        raise UserError(
+            f"--host {host} is open to other machines: add --auth USER:PASSWORD or set ${AUTH_VARIABLE}, "
+            "or serve on 127.0.0.1."
+        )
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that is taken or not a port."""
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port {port} is no port: choose one from 1 to 65535.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise UserError(f"--host {host!r} is no address of this machine: use 127.0.0.1.") from error
+    except OSError as error:
+        raise UserError(f"Port {port} on {host} cannot be used ({error.strerror}): choose another with --port.") from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="app.py",
+        description="Open the DFlash workbench in a browser.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--port", type=int, default=7860, help="port to serve on")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on; others than this machine need --auth")
+    parser.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser tab")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of training runs")
+    parser.add_argument("--auth", default="", metavar="USER:PASSWORD", help=f"ask for a login (or set ${AUTH_VARIABLE})")
+    parser.add_argument("--target", default=EMBEDDED_NAME, help="target: embedded name, folder or Hugging Face id")
+    parser.add_argument("--draft", default="", help="draft folder to open with; empty takes the shipped one")
+    return parser

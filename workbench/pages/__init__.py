@@ -1,0 +1,1 @@
+"""One module per page; each lays out its components and wires their events."""

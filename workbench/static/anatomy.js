@@ -1,0 +1,61 @@
+// The conversation as tokens and the slots of the chosen block.
+const { make, visible } = window.dflash;
+const find = (selector) => element.querySelector(selector);
+
+function strip(view) {
+  const tokens = view.tokens.map((token, position) => {
+    const taught = token.taught ? " taught" : "";
+    const inside = view.span && position >= view.span[0] && position < view.span[1] ? " inblock" : "";
+    const starts = token.anchor !== null;
+    const node = make(starts ? "button" : "span", "df-cell" + taught + inside + (starts ? " anchor" : ""), visible(token.text));
+    node.title = `token ${position}: ${token.taught ? "carries loss" : "context only"}` + (starts ? `, anchor of block ${token.anchor}` : "");
+    if (starts) {
+      node.type = "button";
+      node.setAttribute("aria-label", `block ${token.anchor} starts at token ${position}, ${token.text}`);
+      node.setAttribute("aria-pressed", token.anchor === view.block);
+      node.addEventListener("click", () => trigger("select", { block: token.anchor }));
+    }
+    return [node, token.text.includes("\n") ? make("br") : null];
+  });
+  const box = find(".df-strip");
+  const scrolled = box.scrollTop;
+  const held = box.contains(document.activeElement);
+  box.replaceChildren(...tokens.flat().filter(Boolean));
+  box.scrollTop = scrolled;
+  if (held) box.querySelector('[aria-pressed="true"]')?.focus({ preventScroll: true });
+}
+
+function slots(view) {
+  const most = Math.max(...view.slots.map((slot) => slot.weight), 1e-9);
+  const total = view.slots.reduce((sum, slot) => sum + slot.weight, 0);
+  find(".df-slots tbody").replaceChildren(...view.slots.map((slot) => {
+    const line = make("tr");
+    line.append(make("td", "", String(slot.slot)), make("td", "", String(slot.position)));
+    for (const [text, kind] of [[slot.input, slot.slot === 0 ? "own" : "mask"], [slot.label, slot.weight > 0 ? "acc" : "off"]]) {
+      const cell = make("td", "df-left");
+      if (text !== null) cell.append(make("span", "df-chip " + kind, visible(text))); else cell.textContent = "–";
+      line.append(cell);
+    }
+    line.append(make("td", "", slot.weight.toFixed(3)));
+    const share = make("td", "df-left");
+    const bar = make("i", "df-weight");
+    bar.style.width = Math.round((90 * slot.weight) / most) + "px";
+    share.append(bar, make("span", "df-note", total ? ` ${Math.round((100 * slot.weight) / total)} %` : " 0 %"));
+    line.append(share, make("td", "df-left", slot.keep ? "yes" : "dropped"), make("td", "df-left df-note", slot.reason));
+    return line;
+  }));
+  find(".df-block-name").textContent = view.span
+    ? `block ${view.block} of ${view.kept} kept · anchor at token ${view.span[0]}`
+    : `block ${view.block} is dropped: only ${view.kept} anchors were found`;
+}
+
+function draw() {
+  const view = props.value;
+  if (!view || !view.tokens) return;
+  find(".df-counts").textContent = `${view.tokens.length} tokens · ${view.supervised} carry loss · ` +
+    `${view.kept} of ${view.blocks} anchors placed among ${view.candidates} candidates`;
+  strip(view);
+  slots(view);
+}
+watch("value", draw);
+draw();

@@ -1,0 +1,27 @@
+// Helpers shared by the page's components. Every token reaches the page through textContent, never as HTML.
+window.dflash = window.dflash || {
+  make(tag, className, text) {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  },
+  svg(tag, attributes) {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
+  },
+  seconds: (value) => (value == null ? "–" : value.toFixed(2) + " s"),
+  milliseconds: (value) => (value == null ? "–" : (value * 1000).toFixed(value < 0.1 ? 1 : 0) + " ms"),
+  number: (value, digits) => (value == null || !isFinite(value) ? "–" : value.toFixed(digits)),
+  // Invisible characters made visible where single tokens are looked at.
+  visible: (text) => text.replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "∅",
+  // The step under inspection is shared by text, trace and timeline.
+  select(index, source) {
+    window.dispatchEvent(new CustomEvent("dflash:step", { detail: { index, source } }));
+  },
+  theme(choice) {
+    document.body.classList.toggle("dark", choice === "dark");
+    try { localStorage.setItem("dflash-theme", choice); } catch (error) { /* private windows refuse storage */ }
+  },
+};

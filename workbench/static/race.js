@@ -1,0 +1,189 @@
+// Two lanes of text: drawn step by step while the engine runs, replayed afterwards at the recorded pace.
+const { make, seconds, milliseconds, number } = window.dflash;
+const lanes = {};
+for (const node of element.querySelectorAll(".df-lane")) {
+  lanes[node.dataset.lane] = {
+    text: node.querySelector(".df-text"), bar: node.querySelector(".df-bar i"), time: node.querySelector(".df-time"),
+    stats: node.querySelector(".df-stats"), shown: 0, key: "", ghost: null,
+  };
+}
+const find = (selector) => element.querySelector(selector);
+const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+let race = null;
+let pace = 1;
+let replay = null;
+
+function clear(lane) {
+  lane.text.replaceChildren();
+  lane.shown = 0;
+  lane.ghost = null;
+}
+
+function landed(step, name) {
+  const block = make("span", "df-block");
+  block.dataset.step = step.index;
+  step.emitted.forEach((piece, place) => {
+    const origin = name === "draft" ? (place < step.accepted ? "acc" : "own") : "plain";
+    block.append(make("span", "df-tok " + origin, piece));
+  });
+  return block;
+}
+
+// Show the first `count` steps; `guess` are the proposed pieces of the step in flight.
+function show(name, trace, count, guess) {
+  const lane = lanes[name];
+  if (count < lane.shown) clear(lane);
+  if (lane.ghost) { lane.ghost.remove(); lane.ghost = null; }
+  if (count > lane.shown) {
+    const atEnd = lane.text.scrollHeight - lane.text.scrollTop - lane.text.clientHeight < 60;
+    lane.text.querySelector(".df-block.now")?.classList.remove("now");
+    for (; lane.shown < count; lane.shown++) lane.text.append(landed(trace.steps[lane.shown], name));
+    if (name === "draft") lane.text.lastElementChild?.classList.toggle("now", count < trace.steps.length || !trace.done);
+    if (atEnd) lane.text.scrollTop = lane.text.scrollHeight;
+  }
+  if (guess && guess.length) {
+    lane.ghost = make("span", "df-tok ghost", guess.join(""));
+    lane.text.append(lane.ghost);
+  }
+}
+
+function longest() {
+  return Math.max(race.target.total_s || 0, race.draft.total_s || 0) || 1;
+}
+
+function clock(name, elapsed) {
+  const trace = race[name];
+  const lane = lanes[name];
+  lane.bar.style.width = Math.min(100, (100 * elapsed) / longest()) + "%";
+  lane.time.textContent = seconds(elapsed);
+  lane.time.classList.toggle("done", Boolean(trace.done) && elapsed >= trace.total_s);
+}
+
+const MEANINGS = {
+  "tokens": "tokens of the answer",
+  "target forwards": "forwards of the target after the prompt was read; each costs about the same",
+  "tokens per forward": "tau, the acceptance length = tokens / target forwards after the prompt",
+  "first token": "time from the request to the first token",
+  "tokens per second": "tokens after the first / seconds after the first token, measured in the engine",
+};
+
+function stats(name) {
+  const trace = race[name];
+  const rows = [
+    ["tokens per second", number(trace.tok_s, 1), "tok/s"], ["first token", number(trace.ttft_s * 1000, 0), "ms"],
+    ["target forwards", trace.forwards, ""], ["tokens per forward", number(trace.tau, 2), "τ"],
+  ];
+  const known = trace.done || trace.steps.length > 0;
+  lanes[name].stats.replaceChildren(...rows.map(([label, value, unit]) => {
+    const row = make("div");
+    const term = make("dt", "", label);
+    term.title = MEANINGS[label];
+    const data = make("dd", "", known && value != null ? String(value) : "–");
+    data.append(make("small", "", unit));
+    row.append(term, data);
+    return row;
+  }));
+}
+
+function badge() {
+  const node = find(".df-badge");
+  const verdict = race.verdict;
+  find(".df-badge-box").hidden = !verdict;
+  if (!verdict) return;
+  node.className = "df-badge " + verdict.state;
+  node.textContent = { identical: "✓ ", differs: "≠ ", sampling: "~ ", pending: "… " }[verdict.state] + verdict.text;
+  find(".df-tip").textContent = verdict.detail;
+}
+
+function frame(now) {
+  if (!replay) return;
+  const elapsed = ((now - replay.start) / 1000) * pace + replay.offset;
+  for (const name of ["target", "draft"]) {
+    const trace = race[name];
+    let count = 0;
+    while (count < trace.steps.length && trace.steps[count].end_s <= elapsed) count++;
+    const next = trace.steps[count];
+    const began = count ? trace.steps[count - 1].end_s : 0;
+    const guessing = name === "draft" && next && elapsed >= began + next.draft_s;
+    show(name, trace, count, guessing ? next.proposed : null);
+    clock(name, Math.min(elapsed, trace.total_s));
+  }
+  if (elapsed >= longest()) stop(); else requestAnimationFrame(frame);
+}
+
+function stop() {
+  replay = null;
+  find(".df-play").textContent = "Replay";
+  for (const name of ["target", "draft"]) {
+    show(name, race[name], race[name].steps.length, null);
+    lanes[name].text.querySelector(".df-block.now")?.classList.remove("now");
+    clock(name, race[name].total_s);
+  }
+}
+
+function start() {
+  if (!race || !race.target.done || !race.draft.done) return;
+  for (const name of ["target", "draft"]) { clear(lanes[name]); lanes[name].text.scrollTop = 0; }
+  replay = { start: performance.now(), offset: 0 };
+  find(".df-play").textContent = "Skip to the end";
+  requestAnimationFrame(frame);
+}
+
+function draw(first) {
+  const before = race;
+  race = props.value;
+  if (!race || !race.target) return;
+  const restarted = !before || before.id !== race.id;
+  if (restarted) { replay = null; Object.values(lanes).forEach(clear); }
+  element.firstElementChild.dataset.phase = race.phase;
+  const recorded = find(".df-recorded");
+  recorded.hidden = !race.recorded;
+  if (race.recorded) {
+    recorded.textContent = `Recorded · ${race.recorded.machine} · ${race.recorded.date}`;
+    recorded.title = race.recorded.command;
+  }
+  find(".df-quote").textContent = race.prompt;
+  find(".df-quote").title = race.prompt;
+  find(".df-number b").textContent = race.speedup == null ? "–" : race.speedup.toFixed(2);
+  find(".df-forwards").textContent = race.speedup == null ? ""
+    : `${race.draft.forwards} target forwards instead of ${race.target.forwards}`;
+  const status = find(".df-status");
+  status.textContent = race.message || "";
+  status.classList.toggle("bad", race.phase === "error");
+  const done = race.phase === "done";
+  find(".df-replay").classList.toggle("off", !done);
+  for (const button of find(".df-replay").querySelectorAll("button")) button.disabled = !done;
+  badge();
+  for (const name of ["target", "draft"]) stats(name);
+  if (replay) return;
+  if (restarted) element.querySelectorAll(".df-block.chosen").forEach((block) => block.classList.remove("chosen"));
+  if (first && done && race.recorded && !calm.matches) return start();
+  for (const name of ["target", "draft"]) {
+    show(name, race[name], race[name].steps.length, null);
+    if (race[name].done) lanes[name].text.querySelector(".df-block.now")?.classList.remove("now");
+    clock(name, race[name].total_s || 0);
+  }
+  // On a narrow screen the button is below the lanes: bring them into view when a run begins.
+  const box = element.getBoundingClientRect();
+  if (restarted && !first && (box.bottom < 120 || box.top < -80)) element.scrollIntoView({ block: "start" });
+}
+
+find(".df-play").addEventListener("click", () => (replay ? stop() : start()));
+for (const button of element.querySelectorAll("[data-pace]")) {
+  button.addEventListener("click", () => {
+    const now = performance.now();
+    if (replay) replay = { start: now, offset: replay.offset + ((now - replay.start) / 1000) * pace };
+    pace = Number(button.dataset.pace);
+    for (const other of element.querySelectorAll("[data-pace]")) other.setAttribute("aria-pressed", other === button);
+  });
+}
+window.addEventListener("dflash:step", (event) => {
+  if (event.detail.source === "start") return;
+  for (const block of lanes.draft.text.querySelectorAll(".df-block")) {
+    const chosen = Number(block.dataset.step) === event.detail.index;
+    block.classList.toggle("chosen", chosen);
+    if (chosen && !replay) lanes.draft.text.scrollTop = block.offsetTop - lanes.draft.text.clientHeight / 2;
+  }
+});
+watch("value", () => draw(false));
+draw(true);
