@@ -1,0 +1,1 @@
+"""Acceptance statistics and the paired benchmark of draft + target against the target alone."""

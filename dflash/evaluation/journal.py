@@ -1,0 +1,77 @@
+"""Finished results on disk while an evaluation runs, so that an interruption loses only the prompt under way.
+
+JSONL: a first line with the settings, then one line per result, each flushed to disk when written.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dflash.errors import UserError
+
+
+class Journal:
+    """The results of one evaluation by key; opening it reads what an earlier start with the same settings left."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """Open or begin a journal.
+
+        Raises:
+            UserError: the file belongs to an evaluation with other settings, or cannot be written.
+        """
+        self.path = path
+        self._rows: dict[str, dict[str, Any]] = {}
+        settings = json.loads(json.dumps(settings))  # as they read back: tuples are lists
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+b")
+        except OSError as error:
+            raise UserError(f"{path} could not be written: {error.strerror}.") from error
+        try:
+            self._resume(settings)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        return self._rows.get(key)
+
+    def add(self, key: str, row: dict[str, Any]) -> None:
+        """Keep a result; it is on disk when this returns."""
+        self._rows[key] = row
+        self._write({"key": key, "row": row})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _resume(self, settings: dict[str, Any]) -> None:
+        records = self._complete_records()
+        if not records:
+            self._write({"settings": settings})
+            return
+        found = records[0].get("settings")
+        if found != settings:
+            changed = sorted(k for k in settings if not found or found.get(k) != settings[k])
+            raise UserError(
+                f"{self.path} holds results of an unfinished evaluation with other settings "
+                f"({', '.join(changed) or 'more of them'}): finish that one, choose another output, or delete the file."
+            )
+        self._rows = {record["key"]: record["row"] for record in records[1:]}
+
+    def _complete_records(self) -> list[dict[str, Any]]:
+        """All whole lines; a last line that an interruption tore is cut off."""
+        self._file.seek(0)
+        lines = self._file.readlines()
+        if lines and not lines[-1].endswith(b"\n"):
+            self._file.truncate(sum(map(len, lines[:-1])))
+            lines.pop()
+        try:
+            return [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.path} is damaged: delete it to evaluate afresh.") from error
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
