@@ -143,3 +143,58 @@ def write_json(path: Path, value: object) -> None:
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     staging.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(staging, path)
+
+
+def sampling_of(args: argparse.Namespace):
+    """The `Sampling` that --temperature, --rule and --seed describe."""
+    from dflash.decoding.sampling import Sampling
+
+    return Sampling(temperature=args.temperature, rule=args.rule, seed=args.seed)
+
+
+def load_target(args: argparse.Namespace):
+    """The target that --target, --dtype, --device and --threads describe, without a bar for reading local weights.
+
+    Raises:
+        UserError: no such target or device.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    from dflash.target import TargetModel
+
+    device = use_machine(args)
+    show_downloads = not are_progress_bars_disabled()
+    disable_progress_bar()
+    if show_downloads:
+        enable_progress_bars()  # the line above takes the bars of downloads away as well
+    return TargetModel.load(args.target, dtype=args.dtype, device=device)
+
+
+def load_engine(args: argparse.Namespace):
+    """The decoding engine with the target and draft that the options name.
+
+    Raises:
+        UserError: no such target, draft or device, or the draft was made for another target.
+    """
+    from dflash.decoding.engine import Engine
+    from dflash.model.loading import load_draft
+
+    target = load_target(args)
+    return Engine(target, load_draft(args.draft, target))
+
+
+def describe_engine(args: argparse.Namespace, engine) -> dict:
+    """What a result was made with: models, dtype, device, threads and sampling, JSON-safe."""
+    import torch
+
+    return {
+        "target": engine.target.name,
+        "draft": args.draft,
+        "dtype": args.dtype,
+        "device": str(engine.target.device),
+        "threads": torch.get_num_threads(),
+        "temperature": args.temperature,
+        "rule": args.rule,
+        "seed": args.seed,
+    }

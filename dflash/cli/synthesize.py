@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from dflash.cli.options import add_machine_options, check_writable, number_between, use_machine, whole_number, words
+from dflash.cli.options import add_machine_options, check_writable, load_target, number_between, whole_number, words
 from dflash.errors import UserError
 
 
@@ -67,14 +67,13 @@ def run(args: argparse.Namespace) -> int:
 
     from dflash.data.conversations import read_prompts
     from dflash.data.synthesize import SynthesisReport, SynthesisSettings, answer_prompts, self_instruct
-    from dflash.target import TargetModel
 
     prompts = [prompt for file in args.prompts for prompt in read_prompts(file, args.limit)]
     if args.dataset:
         from dflash.data.hf_dataset import read_dataset_prompts
 
         prompts += read_dataset_prompts(args.dataset, split=args.split, column=args.column, limit=args.limit)
-    target = TargetModel.load(args.target, dtype=args.dtype, device=use_machine(args))
+    target = load_target(args)
     settings = SynthesisSettings(
         max_new_tokens=args.max_new_tokens,
         max_prompt_tokens=args.max_prompt_tokens,

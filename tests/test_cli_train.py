@@ -1,0 +1,82 @@
+"""`dflash train`: from a config to a draft that `dflash generate` takes; dry runs and resumed runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dflash.cli.main import main
+from dflash.errors import UserError
+
+
+@pytest.fixture
+def config_file(tiny_target_folder, tmp_path) -> Path:
+    talk = tmp_path / "talk.jsonl"
+    messages = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "one two three four"}]
+    talk.write_text("".join(json.dumps({"id": f"c{i}", "messages": messages}) + "\n" for i in range(6)))
+    tree = {
+        "target": {"name": tiny_target_folder, "dtype": "float32"},
+        "draft": {"num_hidden_layers": 1, "num_features": 2, "block_size": 4},
+        "data": {"train": [str(talk)], "validation_size": 1, "max_length": 128},
+        "blocks": {"num_anchors": 4},
+        "run": {"max_steps": 2, "batch_size": 1, "validate_every": 2, "checkpoint_every": 1, "autocast": False},
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_a_dry_run_prints_the_resolved_config_and_makes_nothing(config_file, tmp_path, capsys):
+    arguments = ["train", str(config_file), "optimizer.lr=1e-3", "--dry-run", "--runs", str(tmp_path / "runs")]
+    assert main(arguments) == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert resolved["optimizer"]["lr"] == 1e-3
+    assert resolved["run"]["max_steps"] == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_training_ends_with_a_draft_that_generate_takes(config_file, tiny_target_folder, tmp_path, capsys):
+    assert main(["train", str(config_file), "--runs", str(tmp_path), "--name", "first"]) == 0
+    first_line = capsys.readouterr().out.splitlines()[0]
+    draft = first_line.removeprefix("Draft: ")
+    assert draft.startswith(str(tmp_path / "first"))
+    machine = ["--dtype", "float32", "--device", "cpu", "--threads", "1", "--target", tiny_target_folder]
+    options = ["--draft", draft, "--prompt", "count", "--max-new-tokens", "6", "--json"]
+    assert main(["generate", *options, *machine]) == 0
+    assert json.loads(capsys.readouterr().out)["identical"] is True
+
+
+def test_a_finished_run_goes_on_when_resumed_with_more_steps(config_file, tmp_path, capsys):
+    run = tmp_path / "runs" / "again"
+    assert main(["train", str(config_file), "--runs", str(run.parent), "--name", run.name]) == 0
+    assert main(["train", "--resume", str(run), "run.max_steps=3"]) == 0
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", 3)
+
+
+def test_starting_over_an_existing_run_is_refused(config_file, tmp_path, capsys):
+    arguments = ["train", str(config_file), "--runs", str(tmp_path), "--name", "taken"]
+    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_stopped_run_says_how_to_go_on(config_file, tmp_path, monkeypatch, capsys):
+    def stopped(config, run_dir, resume):
+        run_dir.mkdir(parents=True)
+        (run_dir / "status.json").write_text('{"state": "stopped"}')
+        return run_dir / "draft"
+
+    monkeypatch.setattr("dflash.training.trainer.train", stopped)
+    assert main(["train", str(config_file), "--runs", str(tmp_path), "--name", "cut"]) == 130
+    assert f"dflash train --resume {tmp_path / 'cut'}" in capsys.readouterr().out
+
+
+def test_a_users_mistake_inside_training_is_a_sentence(config_file, tmp_path, monkeypatch, capsys):
+    def refused(config, run_dir, resume):
+        raise UserError("The disk is full.")
+
+    monkeypatch.setattr("dflash.training.trainer.train", refused)
+    assert main(["train", str(config_file), "--runs", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "dflash: The disk is full.\n"
