@@ -18,6 +18,7 @@ from dflash.embedded import EMBEDDED_NAME, ensure_embedded_target
 from dflash.errors import UserError
 from dflash.hub import hub_is_reachable
 
+_ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
@@ -130,10 +131,13 @@ class TargetModel:
         return frozenset(found)
 
     def new_cache(self) -> Cache:
-        """An empty cache: in-place growing where every layer attends fully, transformers' own otherwise."""
+        """An empty cache: in-place growing where every layer attends to keys, transformers' own otherwise.
+
+        Layers with a sliding window keep all their keys too, since rejected tokens may bring old ones back into the
+        window; what a query sees is the mask's business. That takes an attention that is given the mask.
+        """
         kinds = getattr(self.config, "layer_types", None) or ["full_attention"]
-        masked = self.config._attn_implementation in ("sdpa", "eager")  # others ignore the mask over spare keys
-        if masked and set(kinds) == {"full_attention"} and not getattr(self.config, "sliding_window", None):
+        if set(kinds) <= _ATTENTION_KINDS and self.config._attn_implementation in ("sdpa", "eager"):
             return growing_cache(self.num_layers)
         return DynamicCache(config=self.config)
 

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
+from conftest import byte_tokenizer
 from scripted_proposer import ScriptedProposer
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.cache_utils import DynamicCache
 
 from dflash.decoding.engine import Engine
 from dflash.decoding.sampling import Sampling
@@ -194,7 +204,45 @@ def test_bad_arguments_are_refused_in_a_sentence(tiny_target, tiny_draft):
         Engine(tiny_target, DFlashDraft(tiny_draft.config).bfloat16())
 
 
+def small_target(kind: str, dtype: torch.dtype) -> TargetModel:
+    shape = dict(
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    if kind == "sliding":
+        model = MistralForCausalLM(MistralConfig(sliding_window=16, **shape))
+    elif kind == "alternating":
+        model = Gemma2ForCausalLM(Gemma2Config(sliding_window=16, **shape))
+    else:
+        model = Qwen3ForCausalLM(Qwen3Config(**shape))
+    return TargetModel(model.to(dtype), byte_tokenizer(), kind)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["sliding", "alternating", "full"])
+def test_other_families_and_sliding_windows_are_decoded_exactly(kind, dtype):
+    target = small_target(kind, dtype)
+    reference = plain(target, 120)
+    trace = scripted(target, reference.tokens, lambda rng: rng.randrange(4)).decode_draft(
+        PROMPT, max_new_tokens=120, **NEVER_STOP
+    ).finish()
+    assert trace.tokens == reference.tokens
+    if dtype == torch.float32:  # and the window is the model's own, as without any cache
+        text = torch.tensor([PROMPT + trace.tokens])
+        assert target.forward(text).logits[0, len(PROMPT) - 1 : -1].argmax(-1).tolist() == trace.tokens
+
+
 def test_a_target_whose_state_cannot_be_cropped_only_decodes_token_by_token(tiny_target, monkeypatch):
-    monkeypatch.setattr(tiny_target.config, "layer_types", ["linear_attention"] * 6, raising=False)
+    rolling = DynamicCache(config=MistralConfig(sliding_window=16, num_hidden_layers=6))
+    monkeypatch.setattr(tiny_target, "new_cache", lambda: rolling)
     with pytest.raises(UserError, match="cannot take back rejected tokens"):
         Engine(tiny_target).decode_target(PROMPT, max_new_tokens=5, shape="block", block_size=4)
+    Engine(tiny_target).decode_target(PROMPT, max_new_tokens=5)

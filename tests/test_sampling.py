@@ -1,7 +1,6 @@
 """Sampling and both verification rules: the emitted text has the target's own distribution."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +107,8 @@ def test_greedy_accepts_while_equal_and_corrects_with_the_most_likely_token():
 class TableCache:
     """The tokens a target has read, croppable like a real cache."""
 
+    layers = ()
+
     def __init__(self) -> None:
         self.tokens: list[int] = []
 
@@ -121,7 +122,7 @@ class TableCache:
 class TableTarget:
     """A second-order language as a target: the logits depend on the last two tokens, by way of the cache."""
 
-    device, max_length, name, config = torch.device("cpu"), 100, "table", SimpleNamespace()
+    device, max_length, name = torch.device("cpu"), 100, "table"
 
     def __init__(self, vocab: int) -> None:
         self.table = torch.randn(vocab, vocab, vocab, generator=torch.Generator().manual_seed(2)) * 1.5

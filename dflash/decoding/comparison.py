@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dflash.decoding.engine import Engine
-from dflash.decoding.sampling import Sampling
+from dflash.decoding.sampling import Sampling, most_likely
 from dflash.decoding.trace import Step, Trace
 from dflash.target import TargetModel
 
@@ -105,7 +105,7 @@ def with_shape_gaps(target: TargetModel, prompt_ids: list[int], trace: Trace) ->
 
 def _with_gap(step: Step, rows: list[torch.Tensor]) -> Step:
     for token, logits in zip(step.emitted, rows, strict=True):
-        if int(logits.argmax()) != token:
+        if int(most_likely(logits)) != token:
             return replace(step, gap=float(logits.max() - logits[token]))
     return replace(step, gap=None)
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Collection, Iterator
 
+from transformers.cache_utils import DynamicLayer
+
+from dflash.cache import GrowingLayer
 from dflash.decoding.proposer import DraftProposer, Proposer
 from dflash.decoding.sampling import Sampling
 from dflash.decoding.session import Session
@@ -42,7 +45,9 @@ class Stream:
 class Engine:
     """A target and, for speculative decoding, a proposer made from the draft (any `Proposer` will do)."""
 
-    def __init__(self, target: TargetModel, draft: DFlashDraft | None = None, *, proposer: Proposer | None = None) -> None:
+    def __init__(
+        self, target: TargetModel, draft: DFlashDraft | None = None, *, proposer: Proposer | None = None
+    ) -> None:
         if draft is not None:
             draft.check_target(target)
             _check_dtype(target, draft)
@@ -167,10 +172,10 @@ def _check_dtype(target: TargetModel, draft: DFlashDraft) -> None:
 
 
 def _check_croppable(target: TargetModel) -> None:
-    kinds = set(getattr(target.config, "layer_types", None) or [])
-    recurrent = sorted(kind for kind in kinds if "linear" in kind or not kind.endswith("attention"))
-    if recurrent:
+    """Verification takes rejected tokens back out of the cache, which recurrent and rolling states cannot do."""
+    kinds = {type(layer) for layer in target.new_cache().layers} - {GrowingLayer, DynamicLayer}
+    if kinds:
         raise UserError(
-            f"Target {target.name!r} has {', '.join(recurrent)} layers, whose state cannot take back rejected tokens: "
-            "only plain decoding in one-token shape works with it."
+            f"Target {target.name!r} keeps {', '.join(sorted(kind.__name__ for kind in kinds))} states, which cannot "
+            "take back rejected tokens: only plain decoding in one-token shape works with it."
         )

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from dflash.decoding.sampling import Dice, Sampling, draw, probabilities
+from dflash.decoding.sampling import Dice, Sampling, draw, most_likely, probabilities
 from dflash.decoding.verification import Proposal
 from dflash.model.draft import DFlashDraft
 from dflash.target import TargetModel
@@ -63,6 +63,6 @@ class DraftDrafting:
         hidden = self._proposer.draft.forward_block(block, self._cache)
         logits = target.lm_head(hidden[:, 1:])[0]
         if not sampling.samples_draft:
-            return Proposal(logits.argmax(-1))
+            return Proposal(most_likely(logits))
         probs = probabilities(logits, sampling.temperature)
         return Proposal(draw(probs, dice.fresh(count)), probs)

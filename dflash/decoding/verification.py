@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dflash.decoding.sampling import Dice, Sampling, draw, probabilities
+from dflash.decoding.sampling import Dice, Sampling, draw, most_likely, probabilities
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def verify(logits: torch.Tensor, proposal: Proposal, sampling: Sampling, dice: D
     if sampling.samples_draft and len(proposal.tokens):
         return _verify_by_rejection(probabilities(logits, sampling.temperature), proposal, dice, index)
     if sampling.greedy:
-        choices = logits.argmax(-1)
+        choices = most_likely(logits)
     else:
         choices = draw(probabilities(logits, sampling.temperature), dice.at(index, len(logits)))
     return _accept_while_equal(choices.tolist(), proposal.tokens.tolist())

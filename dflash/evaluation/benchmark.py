@@ -64,7 +64,7 @@ def evaluate(
         JSON-safe: `settings`, `machine`, `pooled`, `by_category` and `results` (one per prompt and turn).
 
     Raises:
-        UserError: no draft, a prompt longer than the context, two prompts of one id, or a journal of another evaluation.
+        UserError: no draft, an empty or too long prompt, two prompts of one id, or a journal of another evaluation.
     """
     described = describe_settings(engine, settings)
     _check_prompts(engine, prompts, settings)

@@ -46,6 +46,7 @@ def pool(results: Sequence[Result]) -> dict[str, Any]:
     speedups = [r["speedup"] for r in results if r["speedup"] is not None]
     checked = [r["identical"] for r in results if r["identical"] is not None]
     steps, tokens = _total(results, "steps"), _total(results, "decoded_tokens")
+    histograms = [r["accepted_histogram"] for r in results]
     return {
         "prompts": len({r["id"] for r in results}),
         "turns": len(results),
@@ -63,7 +64,7 @@ def pool(results: Sequence[Result]) -> dict[str, Any]:
             for part in ("draft", "verify", "overhead")
         },
         "target_step_ms": _milliseconds(_total(results, "target_seconds"), _total(results, "target_steps")),
-        "acceptance": AcceptanceCounts.pooled([r["accepted_histogram"] for r in results]).to_dict() if results else None,
+        "acceptance": AcceptanceCounts.pooled(histograms).to_dict() if results else None,
     }
 
 
