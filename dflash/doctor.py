@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from dflash.cpu import cpu_flags, cpu_name
 from dflash.embedded import EMBEDDED_NAME, converted_folder, find_gguf
 from dflash.embedded import WHEEL_REQUIREMENT as EMBEDDED_WHEEL
 from dflash.paths import cache_root
@@ -94,8 +95,8 @@ def _machine() -> Iterator[Finding]:
     import torch
 
     threads = torch.get_num_threads()
-    yield Finding("CPU", "ok", f"{_cpu_name()}, {os.cpu_count()} cores, torch uses {threads} threads (--threads changes it)")
-    flags = _cpu_flags()
+    yield Finding("CPU", "ok", f"{cpu_name()}, {os.cpu_count()} cores, torch uses {threads} threads (--threads changes it)")
+    flags = cpu_flags()
     if fast := [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-bf16")) if flag in flags]:
         yield Finding("bf16 on the CPU", "ok", f"in hardware ({', '.join(fast)})")
     elif flags:
@@ -169,21 +170,3 @@ def _optional(name: str, found: str | None, needed_for: str, command: str) -> Fi
     if found:
         return Finding(name, "ok", found)
     return Finding(name, "optional", f"not installed; needed for {needed_for}", command)
-
-
-def _cpu_name() -> str:
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_flags() -> set[str]:
-    return set(_cpuinfo().get("flags", "").split())
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Fields of the first CPU in /proc/cpuinfo; empty where there is none (macOS, Windows)."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return {}
-    first_cpu = path.read_text(encoding="utf-8").split("\n\n")[0]
-    pairs = (line.partition(":") for line in first_cpu.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -100,7 +100,7 @@ def test_a_missing_requirement_is_named_with_its_command(monkeypatch):
     ],
 )
 def test_bf16_on_the_cpu_is_read_from_its_flags(monkeypatch, flags, status, said):
-    monkeypatch.setattr(doctor, "_cpuinfo", lambda: {"flags": flags})
+    monkeypatch.setattr(doctor, "cpu_flags", lambda: set(flags.split()))
     found = finding("bf16 on the CPU")
     assert found.status == status
     assert said in found.detail
