@@ -1,4 +1,4 @@
-# `make app` opens the workbench, `make test` runs every test, `make lab` opens JupyterLab on notebooks/.
+# `make app` opens the workbench, `make test` runs every test, `make lab` opens JupyterLab.
 # Each starts from a fresh clone: it makes .venv, installs the pinned versions and converts the embedded target once.
 
 PYTHON ?= python3
@@ -27,7 +27,7 @@ test: $(VENV)/.installed-test-$(KEY) target chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lab: $(VENV)/.installed-lab-$(KEY) target
-	$(BIN)/python -m jupyterlab --notebook-dir notebooks --ip $(HOST) $(ARGS)
+	$(BIN)/python -m jupyterlab --notebook-dir $(or $(wildcard notebooks),.) --ip $(HOST) $(ARGS)
 
 # The embedded target is installed without its dependencies: they compile an engine that is not used here.
 $(VENV)/.installed-%-$(KEY):
