@@ -62,6 +62,11 @@ class Anatomy:
         """Positions of the anchors that were kept, ascending: the blocks 0, 1, 2 ..."""
         return self.plan.anchors[0][self.plan.keep[0]].tolist()
 
+    @property
+    def mask_token(self) -> str:
+        """The mask token's text, or its number where it lies behind the tokenizer's vocabulary."""
+        return self.tokenizer.decode([self.mask_token_id], skip_special_tokens=False) or f"id {self.mask_token_id}"
+
     @cached_property
     def candidates(self) -> int:
         """Positions that could have been an anchor."""
@@ -105,7 +110,6 @@ def slot_table(anatomy: Anatomy, block: int) -> list[dict[str, Any]]:
     anchor = int(plan.anchors[0, block])
     keep = bool(plan.keep[0, block])
     inputs = plan.slot_inputs(torch.tensor([anatomy.rendered.input_ids]), anatomy.mask_token_id)[0].view(-1, size)[block]
-    mask_name = anatomy.tokenizer.decode([anatomy.mask_token_id], skip_special_tokens=False)
     rows = []
     for slot in range(size):
         position = anchor + slot
@@ -114,7 +118,7 @@ def slot_table(anatomy: Anatomy, block: int) -> list[dict[str, Any]]:
             {
                 "slot": slot,
                 "position": position,
-                "input": anatomy.pieces[anchor] if int(inputs[slot]) != anatomy.mask_token_id else mask_name or "mask",
+                "input": anatomy.mask_token if int(inputs[slot]) == anatomy.mask_token_id else anatomy.pieces[anchor],
                 "label": anatomy.pieces[position] if inside else None,
                 "weight": float(plan.weights[0, block, slot]),
                 "keep": keep,
@@ -191,6 +195,7 @@ def token_payload(anatomy: Anatomy, block: int) -> dict[str, Any]:
         "kept": len(anatomy.anchors),
         "slots": slot_table(anatomy, block),
         "blocks": anatomy.plan.num_anchors,
+        "mask_token": anatomy.mask_token,
     }
 
 

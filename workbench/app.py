@@ -9,7 +9,7 @@ import gradio as gr
 
 from workbench.bench import Bench
 from workbench.components import top_bar
-from workbench.machine import describe_machine
+from workbench.machine import here
 from workbench.pages import anatomy, decode
 
 PAGES = {"Decode": "/", "Anatomy": "/anatomy"}
@@ -17,7 +17,7 @@ PAGES = {"Decode": "/", "Anatomy": "/anatomy"}
 
 def build_app(bench: Bench) -> gr.Blocks:
     """All pages. No model is loaded: the first page that needs one loads it."""
-    machine = f"{bench.target_name} · {describe_machine()}"
+    machine = f"{bench.target_name} · {here()}"
     with gr.Blocks(title="DFlash Workbench", analytics_enabled=False, fill_width=True) as demo:
         top_bar("Decode", PAGES, machine)
         decode.build(bench, demo)

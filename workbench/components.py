@@ -31,7 +31,7 @@ def top_bar(current: str, pages: dict[str, str], machine: str) -> gr.HTML:
         for name, path in pages.items()
     )
     markup = (
-        '<header class="df-bar-top"><span class="df-name">DFlash Workbench</span>'
+        '<header class="df-bar-top"><span class="df-name">DFlash<span> Workbench</span></span>'
         f'<nav aria-label="Pages">{links}</nav><span class="df-machine" title="{html.escape(machine)}">'
         f'{html.escape(machine)}</span><button type="button" class="df-button df-theme">Theme</button></header>'
     )

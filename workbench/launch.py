@@ -55,7 +55,6 @@ def serve(options: argparse.Namespace, auth: tuple[str, str] | None):
         prevent_thread_lock=True,
         footer_links=["api"],
         theme=theme.theme(),
-        css=theme.styles(),
         head=theme.head(),
     )
     return demo

@@ -1,27 +1,22 @@
-"""A short description of the machine, for everything that shows a time."""
+"""The machine in a few words, for everything that shows a time."""
 
-import os
-import platform
-from pathlib import Path
+from typing import Any
 
 import torch
 
 
-def describe_machine() -> str:
-    """For example "2 cores of Intel Xeon, torch 2.13.0", or the GPU's name where there is one."""
-    version = torch.__version__.split("+")[0]
+def here() -> str:
+    """What this process computes with, known before a model is loaded."""
     if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, torch {version}"
-    threads = torch.get_num_threads()
-    unit = "core" if threads == 1 else "cores"
-    return f"{threads} {unit} of {_processor()}, torch {version}"
+        return torch.cuda.get_device_name()
+    return f"CPU, {_counted(torch.get_num_threads(), 'thread')}"
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].split("@")[0]
-                return " ".join(name.replace("(R)", "").replace("(TM)", "").replace("CPU", "").split())
-    return platform.processor() or platform.machine() or f"a {os.cpu_count()}-core machine"
+def in_words(machine: dict[str, Any]) -> str:
+    """One line from `dflash.evaluation.machine.describe_machine`: "AMD EPYC, 2 threads, bfloat16, torch 2.13.0"."""
+    device = machine["gpu"] or f"{machine['cpu']}, {_counted(machine['threads'], 'thread')}"
+    return f"{device}, {machine['dtype']}, torch {machine['torch'].split('+')[0]}"
+
+
+def _counted(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"

@@ -13,14 +13,18 @@ from dflash.decoding.prompt import render_prompt
 from dflash.decoding.sampling import Sampling
 from dflash.decoding.trace import Trace
 from dflash.errors import UserError
+from dflash.evaluation.machine import describe_machine
 from workbench.bench import Bench
 from workbench.lane import Lane, empty_lane
-from workbench.machine import describe_machine
 
 # Seconds between two pictures sent to the page. Time spent on them is not counted by the engine.
 _PICTURE_EVERY = 0.1
 _numbers = itertools.count(1)
 
+_MESSAGES = {
+    "target": "The target decodes alone …",
+    "draft": "Now the draft proposes and the target verifies …",
+}
 SHAPES = (
     "Checked token id by token id against plain greedy decoding by the target in the block's shape. In low precision a "
     "forward of one token and a forward of a block round differently, so only equal shapes can be compared exactly. "
@@ -95,9 +99,9 @@ class Race:
         prompt_ids = render_prompt(engine.target, settings.prompt, max_new_tokens=settings.max_new_tokens)
         block_size = settings.block_size or None
         options = {"max_new_tokens": settings.max_new_tokens, "sampling": sampling}
-        yield self._picture("target", "The target decodes alone …")
+        yield self._picture("target", _MESSAGES["target"])
         yield from self._lane("target", engine, engine.decode_target(prompt_ids, **options), prompt_ids)
-        yield self._picture("draft", "Now the draft proposes and the target verifies …")
+        yield self._picture("draft", _MESSAGES["draft"])
         drafted = engine.decode_draft(prompt_ids, block_size=block_size, **options)
         yield from self._lane("draft", engine, drafted, prompt_ids)
         reference = None
@@ -116,7 +120,7 @@ class Race:
             "prompt": self._settings.prompt,
             "settings": asdict(self._settings),
             "target_name": self._bench.target_name,
-            "machine": describe_machine(),
+            "machine": describe_machine(self._bench.engine(self._settings.draft)),
             "speedup": comparison.speedup,
             "identical": comparison.identical,
             "first_difference": comparison.first_difference,
@@ -129,7 +133,7 @@ class Race:
     def _lane(self, name: str, engine: Engine, stream: Stream, prompt_ids: list[int]) -> Iterator[dict[str, Any]]:
         self._traces[name] = stream.trace
         lane = self._lanes[name] = Lane(engine.target.tokenizer, prompt_ids)
-        message = self._message(name)
+        message = _MESSAGES[name]
         try:
             for _ in _paced(stream):
                 lane.take(stream.trace)
@@ -170,9 +174,6 @@ class Race:
             gap = "" if parted.gap is None else f" (logit gap {abs(parted.gap):.3f})"
             detail += f" The one-token run beside it chose differently at token {parted.index + 1}{gap}: a near tie."
         return {"state": "identical", "text": f"identical, {count} tokens", "detail": detail}
-
-    def _message(self, name: str) -> str:
-        return {"target": "The target decodes alone …", "draft": "Now the draft proposes and the target verifies …"}[name]
 
     def _picture(self, phase: str, message: str, verdict: dict[str, str] | None = None) -> dict[str, Any]:
         lanes = {

@@ -7,7 +7,8 @@ import gradio as gr
 from gradio.themes.utils import colors, fonts, sizes
 
 _STATIC = Path(__file__).parent / "static"
-_STYLES = ("tokens.css", "layout.css", "race.css", "details.css", "anatomy.css")
+_PAGE_STYLES = ("tokens.css", "page.css")
+_COMPONENT_STYLES = ("layout.css", "race.css", "details.css", "anatomy.css")
 
 
 @lru_cache
@@ -75,11 +76,12 @@ def theme() -> gr.themes.Base:
     return base.set(**shared, **dark, button_border_width="1px", button_border_width_dark="1px")
 
 
-def styles() -> str:
-    """All style sheets as one."""
-    return "\n".join(static_text(name) for name in _STYLES)
-
-
 def head() -> str:
-    """What every page's <head> gets: the helpers that the components share."""
-    return f"<script>{static_text('common.js')}</script>"
+    """What every page's <head> gets: style sheets and the helpers that the components share.
+
+    The styles are here and not in Gradio's `css`, which rewrites selectors and applies them only after the page is up.
+    Those of components are nested in the page's container, so that they win over Gradio's resets.
+    """
+    page = "\n".join(static_text(name) for name in _PAGE_STYLES)
+    components = "\n".join(static_text(name) for name in _COMPONENT_STYLES)
+    return f"<style>{page}\n.gradio-container {{\n{components}\n}}</style><script>{static_text('common.js')}</script>"

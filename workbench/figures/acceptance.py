@@ -1,16 +1,17 @@
-"""Two views of where drafts survive, from the histogram h[i] of accepted drafts per step."""
+"""Two views of where drafts survive, from the counted acceptance of a decoding or of many."""
 
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from dflash.evaluation.acceptance import AcceptanceCounts, Proportion
 from workbench.figures.palette import DRAFT, IDLE, TARGET, lay_out
 
 
-def accepted_per_step(histogram: Sequence[int]) -> go.Figure:
-    """Bars of how many steps kept i drafted tokens, i = 0..K-1."""
-    steps = sum(histogram)
-    share = [count / steps if steps else 0.0 for count in histogram]
+def accepted_per_step(counts: AcceptanceCounts) -> go.Figure:
+    """Bars of how many steps kept i drafted tokens, i = 0..B-1."""
+    histogram = counts.histogram
+    share = [count / counts.steps if counts.steps else 0.0 for count in histogram]
     figure = go.Figure(
         go.Bar(
             x=list(range(len(histogram))),
@@ -22,38 +23,42 @@ def accepted_per_step(histogram: Sequence[int]) -> go.Figure:
     )
     figure.update_xaxes(dtick=1)
     figure.update_yaxes(rangemode="tozero")
-    return lay_out(figure, "How many guesses survive a step?", x="drafted tokens kept", y="steps")
+    return lay_out(figure, "How many guesses survive?", x="drafted tokens kept", y="steps")
 
 
-def survival_by_slot(histogram: Sequence[int]) -> go.Figure:
-    """Cumulative acceptance c_k (a guess and all before it kept) and conditional a_k = c_k / c_{k-1}, in percent."""
-    cumulative, conditional, trials = slot_survival(histogram)
-    slots = list(range(1, len(histogram)))
+def survival_by_slot(counts: AcceptanceCounts) -> go.Figure:
+    """Cumulative and conditional acceptance of every slot in percent, with 95 % intervals."""
     figure = go.Figure()
-    for name, values, colour, dash, symbol in (
-        ("given all before it", conditional, TARGET, "dot", "square"),
-        ("this one and all before", cumulative, DRAFT, "solid", "circle"),
+    for name, proportions, colour, dash, symbol in (
+        ("given all before it", counts.conditional, TARGET, "dot", "square"),
+        ("this one and all before", counts.cumulative, DRAFT, "solid", "circle"),
     ):
         figure.add_scatter(
-            x=slots,
-            y=[None if value is None else 100 * value for value in values],
+            x=list(range(1, len(proportions) + 1)),
+            y=[None if p.value is None else 100 * p.value for p in proportions],
+            error_y=_interval(proportions),
             name=name,
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 2},
             marker={"symbol": symbol, "size": 8},
-            customdata=trials,
-            hovertemplate=f"slot %{{x}}: %{{y:.0f}} % kept, {name} (%{{customdata}} trials)<extra></extra>",
+            customdata=[[p.hits, p.total] for p in proportions],
+            hovertemplate=f"slot %{{x}}: %{{y:.0f}} % kept, {name}"
+            "<br>%{customdata[0]} of %{customdata[1]} steps<extra></extra>",
         )
     figure.update_xaxes(dtick=1)
     figure.update_yaxes(range=[0, 104], ticksuffix=" %")
-    lay_out(figure, "Where do guesses die?", x="slot in the block", y="kept")
+    lay_out(figure, "Where do guesses die?", x="slot in the block", y="kept, with 95 % interval")
     return figure.update_layout(legend={"y": -0.28, "yanchor": "top", "x": 0, "xanchor": "left"}, margin={"b": 84})
 
 
-def slot_survival(histogram: Sequence[int]) -> tuple[list[float | None], list[float | None], list[int]]:
-    """Cumulative and conditional acceptance of slots 1..K-1, and how many steps reached each slot."""
-    steps = sum(histogram)
-    kept = [sum(histogram[slot:]) for slot in range(len(histogram))]  # kept[k]: steps that kept at least k guesses
-    cumulative = [count / steps if steps else None for count in kept[1:]]
-    conditional = [after / before if before else None for before, after in zip(kept, kept[1:], strict=False)]
-    return cumulative, conditional, kept[:-1]
+def _interval(proportions: Sequence[Proportion]) -> dict:
+    """Plotly's asymmetric error bars; a slot that was never reached has none."""
+    spans = [(p.value, *p.interval) if p.total else (0.0, 0.0, 0.0) for p in proportions]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [100 * (high - value) for value, _, high in spans],
+        "arrayminus": [100 * (value - low) for value, low, _ in spans],
+        "thickness": 1,
+        "width": 3,
+    }

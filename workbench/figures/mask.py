@@ -1,5 +1,6 @@
 """The attention mask, drawn as FlexAttention's tiles and as single cells."""
 
+import html
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -29,7 +30,7 @@ def mask_tiles(states: Sequence[Sequence[int]], tile: int, context_length: int) 
     height = 130 + max(90, min(460, 26 * rows))
     lay_out(
         figure,
-        "How much of the mask is never touched?",
+        "How much work is skipped?",
         x=f"key: {context_length} context tokens | draft slots",
         y="draft slot",
         height=height,
@@ -51,7 +52,7 @@ def mask_cells(
     figure.data[0].update(customdata=wrapped, hovertemplate="%{customdata}<extra></extra>", xgap=2, ygap=2)
     figure.add_vline(x=context_columns - 0.5, line={"color": "#8a94a0", "width": 1.5, "dash": "dash"})
     columns = list(range(len(column_names)))
-    figure.update_xaxes(tickvals=columns, ticktext=list(column_names), tickangle=-60, tickfont={"size": 11})
+    figure.update_xaxes(tickvals=columns, ticktext=[html.escape(name) for name in column_names], tickangle=-60, tickfont={"size": 11})
     figure.update_yaxes(
         tickvals=list(range(len(row_names))), ticktext=list(row_names), autorange="reversed", tickfont={"size": 11}
     )
@@ -87,4 +88,5 @@ def _wrap(text: str, width: int = 46) -> str:
             line = word
         else:
             line = f"{line} {word}".strip()
-    return "<br>".join([*lines, line])
+    # Plotly reads a little HTML in its texts, so tokens like "<b>" must not look like it.
+    return "<br>".join(html.escape(part) for part in [*lines, line])

@@ -22,6 +22,7 @@ def lay_out(figure: go.Figure, question: str, *, x: str, y: str, height: int = 3
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
         bargap=0.25,
     )
-    figure.update_xaxes(title_text=x, gridcolor="rgba(128,138,150,0.25)", zeroline=False, fixedrange=True)
-    figure.update_yaxes(title_text=y, gridcolor="rgba(128,138,150,0.25)", zeroline=False, fixedrange=True)
+    axis_title = {"font": {"size": 13}}
+    figure.update_xaxes(title={"text": x} | axis_title, gridcolor="rgba(128,138,150,0.25)", zeroline=False, fixedrange=True)
+    figure.update_yaxes(title={"text": y} | axis_title, gridcolor="rgba(128,138,150,0.25)", zeroline=False, fixedrange=True)
     return figure

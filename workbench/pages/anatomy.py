@@ -73,15 +73,15 @@ def _controls() -> dict[str, gr.components.Component]:
         lambda name: [gr.Textbox(visible=name == OWN), gr.File(visible=name == OWN)], conversation, [line, drop], **_READ
     )
     drop.upload(_first_line, drop, line, **_READ).then(None, **_READ, js="() => document.querySelector('#line textarea')?.focus()")
-    anchors = gr.Slider(1, 512, 48, step=1, label="Anchor slots (N)", elem_id="anchors")
-    size = gr.Slider(2, 32, 8, step=1, label="Block size (K)", elem_id="anatomy_block_size")
-    gamma = gr.Slider(0.5, 12, 4, step=0.5, label="Decay gamma (slots)", elem_id="gamma")
-    window = gr.Slider(0, 256, 0, step=8, label="Sliding window (tokens, 0 = none)", elem_id="window")
+    anchors = gr.Slider(1, 512, 48, step=1, label="Anchor slots (N)", elem_id="anchors", buttons=[])
+    size = gr.Slider(2, 32, 8, step=1, label="Block size (K)", elem_id="anatomy_block_size", buttons=[])
+    gamma = gr.Slider(0.5, 12, 4, step=0.5, label="Decay gamma (slots)", elem_id="gamma", buttons=[])
+    window = gr.Slider(0, 256, 0, step=8, label="Sliding window (tokens, 0 = none)", elem_id="window", buttons=[])
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed", min_width=90)
         resample = gr.Button("Resample", elem_id="resample", min_width=100)
     resample.click(lambda number: int(number or 0) + 1, seed, seed, **_READ)
-    block = gr.Number(0, label="Chosen block", precision=0, minimum=0, elem_id="block")
+    block = gr.Number(4, label="Chosen block", precision=0, minimum=0, elem_id="block")
     return {
         "conversation": conversation,
         "line": line,

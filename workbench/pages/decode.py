@@ -9,10 +9,11 @@ import gradio as gr
 
 from dflash.decoding.sampling import RULES
 from dflash.errors import UserError
+from dflash.evaluation.acceptance import AcceptanceCounts, Proportion
 from workbench.bench import Bench
 from workbench.components import panel, table_behind
 from workbench.examples import EXAMPLE_PROMPTS
-from workbench.figures.acceptance import accepted_per_step, slot_survival, survival_by_slot
+from workbench.figures.acceptance import accepted_per_step, survival_by_slot
 from workbench.race import Race, RaceSettings, failed
 
 RECORDING = Path(__file__).parent.parent / "recordings" / "race.json"
@@ -44,7 +45,7 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
     outputs = [race, details, figures, *plots]
     inputs = list(controls.values())
 
-    def decode(*values) -> Iterator[list[Any]]:
+    def decode_prompt(*values) -> Iterator[list[Any]]:
         yield from stream_race(bench, RaceSettings(**dict(zip(controls, values, strict=True))))
 
     def open_link(request: gr.Request):
@@ -68,14 +69,14 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
         request: gr.Request,
     ) -> Iterator[list[Any]]:
         if "prompt" in request.query_params:
-            yield from decode(prompt, max_new_tokens, block_size, temperature, rule, draft)
+            yield from decode_prompt(prompt, max_new_tokens, block_size, temperature, rule, draft)
         else:
             yield [gr.skip()] * len(outputs)
 
     compute = {"outputs": outputs, "concurrency_id": COMPUTE, "concurrency_limit": 1, "show_progress": "hidden"}
     private = {"api_visibility": "private"}
     clicked = gr.on(
-        [start.click, controls["prompt"].submit], decode, inputs, trigger_mode="once", **compute, **private
+        [start.click, controls["prompt"].submit], decode_prompt, inputs, trigger_mode="once", **compute, **private
     )
     linked = demo.load(open_link, None, inputs, concurrency_limit=None, show_progress="hidden", **private)
     opened = linked.success(decode_link, inputs, **compute, **private)
@@ -112,15 +113,21 @@ def stream_race(bench: Bench, settings: RaceSettings) -> Iterator[list[Any]]:
 
 def figure_values(histogram: list[int]) -> list[Any]:
     """Both acceptance figures, each followed by the table behind it."""
-    cumulative, conditional, trials = slot_survival(histogram)
-    percent = [["–" if value is None else f"{100 * value:.0f} %" for value in row] for row in (cumulative, conditional)]
-    slots = [[slot, *row] for slot, row in enumerate(zip(percent[0], percent[1], trials, strict=True), 1)]
-    return [
-        accepted_per_step(histogram),
-        table_behind("Table", ["kept", "steps"], [[kept, count] for kept, count in enumerate(histogram)]),
-        survival_by_slot(histogram),
-        table_behind("Table", ["slot", "kept with all before", "kept if all before were", "trials"], slots),
+    counts = AcceptanceCounts(tuple(histogram))
+    slots = [
+        [slot, _share(together), _share(alone), f"{alone.hits} of {alone.total}"]
+        for slot, (together, alone) in enumerate(zip(counts.cumulative, counts.conditional, strict=True), 1)
     ]
+    return [
+        accepted_per_step(counts),
+        table_behind("Table", ["kept", "steps"], [[kept, count] for kept, count in enumerate(histogram)]),
+        survival_by_slot(counts),
+        table_behind("Table", ["slot", "this and all before", "given all before", "steps"], slots),
+    ]
+
+
+def _share(proportion: Proportion) -> str:
+    return "–" if proportion.value is None else f"{100 * proportion.value:.0f} %"
 
 
 def _figure_boxes(histogram: list[int] | None) -> list[gr.Plot | gr.HTML]:
@@ -145,8 +152,8 @@ def _controls(bench: Bench) -> dict[str, gr.components.Component]:
             )
     tokens = gr.Slider(8, 512, 128, step=8, label="New tokens, at most", elem_id="max_new_tokens", buttons=[])
     largest = bench.block_size()
-    block = gr.Slider(2, largest, largest, step=1, label="Block size (tokens per forward, at most)", elem_id="block_size")
-    temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature (0 = greedy)", elem_id="temperature")
+    block = gr.Slider(2, largest, largest, step=1, label="Block size (tokens per forward, at most)", elem_id="block_size", buttons=[])
+    temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature (0 = greedy)", elem_id="temperature", buttons=[])
     rule = gr.Dropdown(
         [(_RULE_NAMES[rule], rule) for rule in RULES],
         value=RULES[0],

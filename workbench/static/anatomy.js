@@ -15,7 +15,8 @@ function strip(view) {
       node.setAttribute("aria-pressed", token.anchor === view.block);
       node.addEventListener("click", () => trigger("select", { block: token.anchor }));
     }
-    return [node, token.text.includes("\n") ? make("br") : null];
+    // Spaces are drawn as dots, so the places where a line may break have to be said.
+    return [token.text.startsWith(" ") ? make("wbr") : null, node, token.text.includes("\n") ? make("br") : null];
   });
   const box = find(".df-strip");
   const scrolled = box.scrollTop;
@@ -31,7 +32,8 @@ function slots(view) {
   find(".df-slots tbody").replaceChildren(...view.slots.map((slot) => {
     const line = make("tr");
     line.append(make("td", "", String(slot.slot)), make("td", "", String(slot.position)));
-    for (const [text, kind] of [[slot.input, slot.slot === 0 ? "own" : "mask"], [slot.label, slot.weight > 0 ? "acc" : "off"]]) {
+    const input = slot.slot === 0 ? [slot.input, "own"] : ["mask", "mask"];
+    for (const [text, kind] of [input, [slot.label, slot.weight > 0 ? "acc" : "off"]]) {
       const cell = make("td", "df-left");
       if (text !== null) cell.append(make("span", "df-chip " + kind, visible(text))); else cell.textContent = "–";
       line.append(cell);
@@ -45,7 +47,7 @@ function slots(view) {
     return line;
   }));
   find(".df-block-name").textContent = view.span
-    ? `block ${view.block} of ${view.kept} kept · anchor at token ${view.span[0]}`
+    ? `block ${view.block} of ${view.kept} kept · anchor at token ${view.span[0]} · mask token ${view.mask_token}`
     : `block ${view.block} is dropped: only ${view.kept} anchors were found`;
 }
 

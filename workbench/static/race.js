@@ -185,5 +185,10 @@ window.addEventListener("dflash:step", (event) => {
     if (chosen && !replay) lanes.draft.text.scrollTop = block.offsetTop - lanes.draft.text.clientHeight / 2;
   }
 });
+window.addEventListener("dflash:stopped", () => {
+  if (!race || ["done", "error"].includes(race.phase)) return;
+  element.firstElementChild.dataset.phase = "stopped";
+  find(".df-status").textContent = "Stopped.";
+});
 watch("value", () => draw(false));
 draw(true);
