@@ -68,7 +68,9 @@ def installed_version(distribution: str) -> str | None:
 def _distribution() -> Iterator[Finding]:
     yield Finding("Python", "ok", f"{platform.python_version()} ({sys.executable})")
     where = Path(__file__).parent
-    yield Finding(DISTRIBUTION, "ok", f"{installed_version(DISTRIBUTION) or 'not installed, run from source'} ({where})")
+    yield Finding(
+        DISTRIBUTION, "ok", f"{installed_version(DISTRIBUTION) or 'not installed, run from source'} ({where})"
+    )
     if other := installed_version("dflash"):
         yield Finding(
             "another dflash",
@@ -86,7 +88,9 @@ def _packages() -> Iterator[Finding]:
         else:
             yield Finding(name, "missing", "not installed", f"pip install {name}")
     version = installed_version("datasets")
-    yield _optional("datasets", version, "`dflash synthesize --dataset` and training from the hub", "pip install datasets")
+    yield _optional(
+        "datasets", version, "`dflash synthesize --dataset` and training from the hub", "pip install datasets"
+    )
 
 
 def _machine() -> Iterator[Finding]:
@@ -95,7 +99,9 @@ def _machine() -> Iterator[Finding]:
     import torch
 
     threads = torch.get_num_threads()
-    yield Finding("CPU", "ok", f"{cpu_name()}, {os.cpu_count()} cores, torch uses {threads} threads (--threads changes it)")
+    yield Finding(
+        "CPU", "ok", f"{cpu_name()}, {os.cpu_count()} cores, torch uses {threads} threads (--threads changes it)"
+    )
     flags = cpu_flags()
     if fast := [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-bf16")) if flag in flags]:
         yield Finding("bf16 on the CPU", "ok", f"in hardware ({', '.join(fast)})")

@@ -178,7 +178,8 @@ class TargetModel:
         last = max(layer_ids, default=-1)
         if layer_ids and not 0 <= min(layer_ids) <= last < self.num_layers:
             raise UserError(
-                f"Layer ids {list(layer_ids)} do not fit target {self.name!r}, whose layers are 0 to {self.num_layers - 1}."
+                f"Layer ids {list(layer_ids)} do not fit target {self.name!r}, "
+                f"whose layers are 0 to {self.num_layers - 1}."
             )
 
         def hook(layer_id: int):
@@ -207,7 +208,7 @@ def resolve_target(name: str) -> str:
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"Target folder {name!r} holds no config.json: give the folder that holds the model's files.")
     if not path.is_dir() and (name.startswith((".", "~", "/")) or name.count("/") > 1):
-        raise UserError(f"Target folder {name!r} does not exist: give {EMBEDDED_NAME!r}, a Hugging Face id or a folder.")
+        raise UserError(f"Target folder {name!r} does not exist: give {EMBEDDED_NAME!r}, a hub id or a folder.")
     return str(path) if path.is_dir() else name
 
 

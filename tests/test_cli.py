@@ -1,4 +1,4 @@
-"""The `dflash` command: help without heavy imports, one sentence and exit code 2 for bad input, results for programs."""
+"""The `dflash` command: quick help, one sentence and exit code 2 for bad input, results for programs."""
 
 import json
 import os
@@ -192,7 +192,15 @@ def prompt_file(tmp_path):
 
 def test_evaluate_pools_by_set_and_over_all_with_the_same_ids_in_both(tiny_models, prompt_file, tmp_path, capsys):
     out = tmp_path / "results" / "out.json"
-    arguments = ["evaluate", "--prompts", prompt_file("math", 3), "--prompts", prompt_file("code", 2), "--json", str(out)]
+    arguments = [
+        "evaluate",
+        "--prompts",
+        prompt_file("math", 3),
+        "--prompts",
+        prompt_file("code", 2),
+        "--json",
+        str(out),
+    ]
     assert main([*arguments, "--limit", "2", "--max-new-tokens", "8", "--dtype", "float32", *tiny_models]) == 0
     report = json.loads(out.read_text())
     assert list(report["by_set"]) == ["math", "code"]
@@ -224,7 +232,9 @@ def test_evaluate_exits_with_1_when_an_output_differs(tiny_models, prompt_file, 
     assert "0/1" in capsys.readouterr().out
 
 
-def test_an_interrupted_evaluation_goes_on_with_the_next_prompt(tiny_models, prompt_file, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_evaluation_goes_on_with_the_next_prompt(
+    tiny_models, prompt_file, tmp_path, monkeypatch, capsys
+):
     from dflash.evaluation import benchmark
 
     out, decoded, real = tmp_path / "out.json", [], benchmark.compare
@@ -237,7 +247,16 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_prompt(tiny_models, pro
         return real(engine, ids, *args, **options)
 
     monkeypatch.setattr(benchmark, "compare", counted)
-    arguments = ["evaluate", "--prompts", prompt_file("math", 3), "--json", str(out), "--max-new-tokens", "4", *tiny_models]
+    arguments = [
+        "evaluate",
+        "--prompts",
+        prompt_file("math", 3),
+        "--json",
+        str(out),
+        "--max-new-tokens",
+        "4",
+        *tiny_models,
+    ]
     assert main(arguments) == 130
     assert "run the same command again" in capsys.readouterr().err
     assert main(arguments) == 0

@@ -90,9 +90,7 @@ def installed(tmp_path_factory) -> Path:
 
 
 def files_below(folder: Path) -> set[str]:
-    return {
-        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts
-    }
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
 
 
 @pytest.mark.slow
@@ -106,7 +104,11 @@ def test_a_normal_install_holds_every_file_of_the_packages(installed, package):
 def test_a_normal_install_runs_from_another_folder_with_its_own_files(installed, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     result = subprocess.run(
-        [installed / "bin" / "dflash", "doctor", "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [installed / "bin" / "dflash", "doctor", "--json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     report = json.loads(result.stdout)
     by_name = {finding["name"]: finding for finding in report["findings"]}

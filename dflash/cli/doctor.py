@@ -29,5 +29,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{_MARKS[finding.status]:>7}  {finding.name:<{width}}  {finding.detail}")
         if finding.remedy:
             print(f"{'':>7}  {'':<{width}}  -> {finding.remedy}")
-    print("\nEverything needed is here." if is_usable(findings) else "\nSomething needed is missing: see MISSING above.")
+    print(
+        "\nEverything needed is here." if is_usable(findings) else "\nSomething needed is missing: see MISSING above."
+    )
     return 0 if is_usable(findings) else 1

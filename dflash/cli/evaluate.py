@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="measure a draft on prompt files",
-        description="Decode every prompt by the target alone and by draft and target together, one pair after the other "
+        description="Decode every prompt by the target alone and by draft and target together, pair after pair "
         "on the same engine, and pool: tau (tokens per target forward), speed-up (median over the prompts' pairs), how "
         "many outputs were identical, acceptance per position. Exits with 1 when an output was not identical.",
     )
@@ -39,7 +39,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="JSONL with `id`, `category` and `turns`; a set named after the file; may be repeated",
     )
     parser.add_argument("--limit", type=whole_number(1), metavar="N", help="prompts of each file; left out, all")
-    parser.add_argument("--max-new-tokens", type=whole_number(1), default=128, metavar="N", help="tokens per turn at most")
+    parser.add_argument(
+        "--max-new-tokens", type=whole_number(1), default=128, metavar="N", help="tokens per turn at most"
+    )
     parser.add_argument("--turns", choices=("first", "all"), default="first", help="turns of each prompt to answer")
     parser.add_argument(
         "--json",
@@ -83,9 +85,7 @@ def _read_sets(files: list[Path], limit: int | None) -> list["Prompt"]:
     names = [file.stem for file in files]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"Two prompt files are called {twice!r}: rename one, since sets are named after their files.")
-    return [
-        replace(prompt, id=f"{file.stem}/{prompt.id}") for file in files for prompt in read_prompts(file, limit)
-    ]
+    return [replace(prompt, id=f"{file.stem}/{prompt.id}") for file in files for prompt in read_prompts(file, limit)]
 
 
 def _table(pools: dict[str, dict]) -> str:
@@ -103,10 +103,11 @@ def _table(pools: dict[str, dict]) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    return "\n".join(
-        "  ".join(f"{cell:<{w}}" if column == 0 else f"{cell:>{w}}" for column, (cell, w) in enumerate(zip(row, widths)))
-        for row in rows
-    )
+    lines = []
+    for name, *numbers in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([f"{name:<{widths[0]}}", *cells]))
+    return "\n".join(lines)
 
 
 def _acceptance_line(acceptance: dict) -> str:

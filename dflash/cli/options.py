@@ -76,15 +76,15 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of target and draft")
     group.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
-    group.add_argument(
-        "--threads", type=whole_number(1), metavar="N", help="CPU threads; left out, torch's own choice"
-    )
+    group.add_argument("--threads", type=whole_number(1), metavar="N", help="CPU threads; left out, torch's own choice")
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     """--draft, --block-size, --temperature, --rule, --seed."""
     group = parser.add_argument_group("decoding")
-    group.add_argument("--draft", metavar="D", default="default", help="a draft folder, or the one shipped for the target")
+    group.add_argument(
+        "--draft", metavar="D", default="default", help="a draft folder, or the one shipped for the target"
+    )
     group.add_argument(
         "--block-size",
         type=whole_number(2),
@@ -133,7 +133,9 @@ def check_writable(path: Path) -> None:
         with open(path, "ab"):
             pass
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; give a file in a folder you may write to.") from error
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; give a file in a folder you may write to."
+        ) from error
     if not existed:
         path.unlink()
 

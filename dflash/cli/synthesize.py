@@ -13,9 +13,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "synthesize",
         help="write training conversations answered by the target",
-        description="Write conversations (JSONL, one a line) whose answers the target itself gave, greedily. The prompts "
-        "come from files, from a data set, or from the target, which then writes the user's turns as well. Running the "
-        "same command again continues where the last run stopped.",
+        description="Write conversations (JSONL, one a line) whose answers the target itself gave, greedily. The "
+        "prompts come from files, from a data set, or from the target, which then writes the user's turns as well. "
+        "Running the same command again continues where the last run stopped.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL file that is appended to")
     sources = parser.add_argument_group("prompts (at least one)")
@@ -27,7 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="JSONL with `id`, `category` and `turns`, of which the first is answered; may be repeated",
     )
-    sources.add_argument("--dataset", type=words, metavar="ID", help="a Hugging Face data set or a folder of data files")
+    sources.add_argument(
+        "--dataset", type=words, metavar="ID", help="a Hugging Face data set or a folder of data files"
+    )
     sources.add_argument("--split", default="train", help="of the data set")
     sources.add_argument("--column", default="prompt", help="of the data set: texts or lists of messages")
     sources.add_argument("--limit", type=whole_number(1), metavar="N", help="prompts taken from each file or data set")

@@ -54,7 +54,9 @@ def _fresh(args: argparse.Namespace):
         raise UserError(f"No config was given: give a YAML file or the name of a shipped recipe ({known}).")
     name = args.name or f"{Path(args.config).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     if Path(name).name != name or name.startswith("."):
-        raise UserError(f"Run name {name!r} is no plain folder name: use letters, digits, '-' and '_'; --runs says where.")
+        raise UserError(
+            f"Run name {name!r} is no plain folder name: use letters, digits, '-' and '_'; --runs says where."
+        )
     return load_config(resolve_recipe(args.config), args.overrides), args.runs / name
 
 
@@ -75,7 +77,7 @@ def _check_data_files(config) -> None:
     for path in config.data.train:
         if not Path(path).is_file():
             raise UserError(
-                f"Training data {path!r} does not exist: make it with `dflash synthesize`, or give data.train=[FILE,...]."
+                f"Training data {path!r} does not exist: make it with `dflash synthesize` or set data.train=[FILE,...]."
             )
 
 

@@ -77,7 +77,7 @@ def answer_prompts(
 def self_instruct(
     target: TargetModel, count: int, out: Path, settings: SynthesisSettings, progress: bool = True
 ) -> SynthesisReport:
-    """Until `out` holds `count` self-instructed conversations: sample user turns from the template, then answer them."""
+    """Until `out` holds `count` self-instructed conversations: sample user turns, then answer them."""
     mine = {i for i in _resume_ids(out) if i.startswith(f"{SELF_INSTRUCT_SOURCE}-{settings.seed}-")}
     # Ids end in "-<wave>-<row>": the next wave follows the last one that left a conversation.
     wave_number = max((int(i.rsplit("-", 2)[1]) for i in mine), default=-1) + 1
@@ -195,7 +195,7 @@ def _complete_records(out: Path) -> Iterator[dict]:
                 if line.startswith(b"{") and not line.endswith(b"\n"):
                     file.truncate(end)
                     return
-                raise UserError(f"{out}, line {number}: not a conversation with an `id`; give another output file.") from error
+                raise UserError(f"{out}, line {number}: no conversation with an `id`; choose another file.") from error
             end += len(line)
             yield record
         if end and not line.endswith(b"\n"):
