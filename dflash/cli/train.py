@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
     from dflash.training.trainer import train
 
+    # Said by torch at every first checkpoint; one process is what is meant.
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     draft = train(config, run_dir, resume=args.resume is not None)
     if _state(run_dir) == "stopped":
         print(f"Stopped; go on with: dflash train --resume {run_dir}")
