@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_record(args, engine, comparison, parting, text), ensure_ascii=False))
     else:
-        print(text + "\n\n" + _summary(args, comparison, parting))
+        print(text.rstrip() + "\n\n" + _summary(args, comparison, parting))
     return 0
 
 
