@@ -1,6 +1,7 @@
 """`dflash evaluate`: prompt sets with and without the draft; tau, speed-up, acceptance per position, identity."""
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,9 @@ from dflash.cli.options import (
     load_engine,
     sampling_of,
     whole_number,
-    write_json,
 )
 from dflash.errors import UserError
+from dflash.files import write_atomically
 
 if TYPE_CHECKING:
     from dflash.data.conversations import Prompt
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         by_set[result["set"]].append(result)
     report["by_set"] = {name: pool(results) for name, results in by_set.items()}
     if args.json:
-        write_json(args.json, report)
+        write_atomically(args.json, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         partial.unlink()
     print(_table(report["by_set"] | {"all": report["pooled"]}))
     print(_acceptance_line(report["pooled"]["acceptance"]))

@@ -3,16 +3,20 @@
 import argparse
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from dflash.cli.options import (
     add_decoding_options,
     add_machine_options,
-    describe_engine,
     load_engine,
     sampling_of,
     whole_number,
     words,
 )
+
+if TYPE_CHECKING:
+    from dflash.decoding.comparison import Comparison, Difference
+    from dflash.decoding.engine import Engine
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -56,11 +60,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _record(args: argparse.Namespace, engine, comparison, parting, text: str) -> dict:
+def _record(
+    args: argparse.Namespace, engine: "Engine", comparison: "Comparison", parting: "Difference | None", text: str
+) -> dict[str, Any]:
     """The result as JSON-safe data. `target_tokens` are those that `identical` was judged by."""
+    import torch
+
     target, draft = comparison.target, comparison.draft
     return {
-        **describe_engine(args, engine),
+        "target": engine.target.name,
+        "draft": args.draft,
+        "dtype": args.dtype,
+        "device": str(engine.target.device),
+        "threads": torch.get_num_threads(),
+        "temperature": args.temperature,
+        "rule": args.rule,
+        "seed": args.seed,
         "max_new_tokens": args.max_new_tokens,
         "block_size": draft.block_size,
         "prompt_tokens": draft.prompt_tokens,
@@ -80,7 +95,7 @@ def _record(args: argparse.Namespace, engine, comparison, parting, text: str) ->
     }
 
 
-def _summary(args: argparse.Namespace, comparison, parting) -> str:
+def _summary(args: argparse.Namespace, comparison: "Comparison", parting: "Difference | None") -> str:
     """Three to four lines for people."""
     rows = [("target alone", comparison.target), ("with draft", comparison.draft)]
     lines = [

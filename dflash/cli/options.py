@@ -1,13 +1,17 @@
 """Options and checks that several subcommands share. Nothing here imports torch at module level."""
 
 import argparse
-import json
-import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from dflash.embedded import EMBEDDED_NAME
 from dflash.errors import UserError
+
+if TYPE_CHECKING:
+    from dflash.decoding.engine import Engine
+    from dflash.decoding.sampling import Sampling
+    from dflash.target import TargetModel
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -31,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"dflash: {message.rstrip('.')}; see '{self.prog} --help'.\n")
 
 
-def whole_number(minimum: int):
+def whole_number(minimum: int) -> Callable[[str], int]:
     """An argparse type: a whole number of at least `minimum`."""
 
     def parse(text: str) -> int:
@@ -46,7 +50,7 @@ def whole_number(minimum: int):
     return parse
 
 
-def number_between(low: float, high: float):
+def number_between(low: float, high: float) -> Callable[[str], float]:
     """An argparse type: a number from `low` to `high`, both included."""
 
     def parse(text: str) -> float:
@@ -140,21 +144,14 @@ def check_writable(path: Path) -> None:
         path.unlink()
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a result beside its place and rename, so that a reader never sees half of it."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(staging, path)
-
-
-def sampling_of(args: argparse.Namespace):
+def sampling_of(args: argparse.Namespace) -> "Sampling":
     """The `Sampling` that --temperature, --rule and --seed describe."""
     from dflash.decoding.sampling import Sampling
 
     return Sampling(temperature=args.temperature, rule=args.rule, seed=args.seed)
 
 
-def load_target(args: argparse.Namespace):
+def load_target(args: argparse.Namespace) -> "TargetModel":
     """The target that --target, --dtype, --device and --threads describe, without a bar for reading local weights.
 
     Raises:
@@ -173,7 +170,7 @@ def load_target(args: argparse.Namespace):
     return TargetModel.load(args.target, dtype=args.dtype, device=device)
 
 
-def load_engine(args: argparse.Namespace):
+def load_engine(args: argparse.Namespace) -> "Engine":
     """The decoding engine with the target and draft that the options name.
 
     Raises:
@@ -184,19 +181,3 @@ def load_engine(args: argparse.Namespace):
 
     target = load_target(args)
     return Engine(target, load_draft(args.draft, target))
-
-
-def describe_engine(args: argparse.Namespace, engine) -> dict:
-    """What a result was made with: models, dtype, device, threads and sampling, JSON-safe."""
-    import torch
-
-    return {
-        "target": engine.target.name,
-        "draft": args.draft,
-        "dtype": args.dtype,
-        "device": str(engine.target.device),
-        "threads": torch.get_num_threads(),
-        "temperature": args.temperature,
-        "rule": args.rule,
-        "seed": args.seed,
-    }

@@ -5,8 +5,12 @@ import json
 import warnings
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dflash.errors import UserError
+
+if TYPE_CHECKING:
+    from dflash.config import TrainConfig
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -48,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _fresh(args: argparse.Namespace):
+def _fresh(args: argparse.Namespace) -> tuple["TrainConfig", Path]:
     from dflash.config import load_config
     from dflash.recipes import resolve_recipe, shipped_recipes
 
@@ -63,7 +67,7 @@ def _fresh(args: argparse.Namespace):
     return load_config(resolve_recipe(args.config), args.overrides), args.runs / name
 
 
-def _resumed(args: argparse.Namespace):
+def _resumed(args: argparse.Namespace) -> tuple["TrainConfig", Path]:
     from dflash.config import load_config
 
     # The first positional is an override here, since the run brings its own config.
@@ -75,7 +79,7 @@ def _resumed(args: argparse.Namespace):
     return load_config(args.resume / "config.yaml", overrides), args.resume
 
 
-def _check_data_files(config) -> None:
+def _check_data_files(config: "TrainConfig") -> None:
     """Refuse missing data before the run folder exists and the target is loaded."""
     for path in config.data.train:
         if not Path(path).is_file():

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from dflash.errors import UserError
 from dflash.evaluation.journal import Journal
 from dflash.evaluation.machine import describe_machine
 from dflash.evaluation.results import Result, pool, result_of
+from dflash.files import write_atomically
 
 TURNS = ("first", "all")
 
@@ -107,9 +107,7 @@ def evaluate_to_file(
     """`evaluate`, written to `out` as JSON; an interrupted evaluation goes on from `<out>.partial.jsonl`."""
     partial = out.with_name(out.name + ".partial.jsonl")
     report = evaluate(engine, prompts, settings, journal_path=partial, progress=progress, on_result=on_result)
-    staging = out.with_name(out.name + ".tmp")
-    staging.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(staging, out)
+    write_atomically(out, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     partial.unlink()
     return report
 

@@ -15,16 +15,7 @@ from typing import Any
 
 from dflash.config import TrainConfig, dump_config
 from dflash.errors import UserError
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a reader or a crash never sees half of it."""
-    staging = path.with_name(f".{path.name}.tmp")
-    with open(staging, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staging, path)
+from dflash.files import write_atomically
 
 
 class RunFolder:
