@@ -5,6 +5,7 @@ read as HTML, and the page keeps scroll position, focus and selection when new d
 """
 
 import html
+import json
 from typing import Any
 
 import gradio as gr
@@ -12,10 +13,16 @@ import gradio as gr
 from workbench.theme import static_text
 
 
+def packed(value: Any) -> str:
+    """A panel's value as it travels. As an object, Gradio would watch every field of it, which is slow for long traces."""
+    # "<" is written as an escape, so that Gradio does not mistake a token for a script.
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+
+
 def panel(name: str, value: Any = None, **options) -> gr.HTML:
     """The component whose markup and script are `static/<name>.html` and `static/<name>.js`."""
     return gr.HTML(
-        value=value,
+        value=None if value is None else packed(value),
         html_template=static_text(f"{name}.html"),
         js_on_load=static_text(f"{name}.js"),
         apply_default_css=False,

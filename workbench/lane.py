@@ -44,16 +44,15 @@ class Lane:
             own.push(token)
         return {
             "index": step.index,
-            "start_s": start,
-            "end_s": shown,
+            "start_s": round(start, 6),
+            "end_s": round(shown, 6),
             "proposed": proposed,
             "accepted": step.accepted,
             "correction": own.push(step.correction),
             "emitted": [self._decoder.push(token) for token in step.emitted],
-            "draft_s": step.draft_s,
-            "verify_s": step.verify_s,
-            "overhead_s": step.overhead_s,
-            "gap": step.gap,
+            "draft_s": round(step.draft_s, 6),
+            "verify_s": round(step.verify_s, 6),
+            "overhead_s": round(step.overhead_s, 6),
         }
 
 

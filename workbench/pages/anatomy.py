@@ -10,7 +10,7 @@ from dflash.data.conversations import Conversation, parse_conversation
 from dflash.errors import UserError
 from workbench.anatomy import TILE, Anatomy, AnatomySettings, cell_view, dissect, summary, token_payload
 from workbench.bench import Bench
-from workbench.components import panel, table_behind
+from workbench.components import packed, panel, table_behind
 from workbench.examples import EXAMPLE_CONVERSATIONS
 from workbench.figures.mask import mask_cells, mask_tiles
 
@@ -135,7 +135,7 @@ def _block_views(anatomy: Anatomy, block: int) -> list[Any]:
         for row_name, cells, sentences in zip(view.row_names, view.visible, view.words, strict=True)
         for column_name, cell, words in zip(view.column_names, cells, sentences, strict=True)
     ]
-    return [token_payload(anatomy, block), figure, table_behind("Every cell in words", ["slot", "key", "visible", "why"], rows)]
+    return [packed(token_payload(anatomy, block)), figure, table_behind("Every cell in words", ["slot", "key", "visible", "why"], rows)]
 
 
 def _tiles_note(anatomy: Anatomy) -> str:

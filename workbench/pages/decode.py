@@ -11,7 +11,7 @@ from dflash.decoding.sampling import RULES
 from dflash.errors import UserError
 from dflash.evaluation.acceptance import AcceptanceCounts, Proportion
 from workbench.bench import Bench
-from workbench.components import panel, table_behind
+from workbench.components import packed, panel, table_behind
 from workbench.examples import EXAMPLE_PROMPTS
 from workbench.figures.acceptance import accepted_per_step, survival_by_slot
 from workbench.race import Race, RaceSettings, failed
@@ -102,13 +102,13 @@ def stream_race(bench: Bench, settings: RaceSettings) -> Iterator[list[Any]]:
     try:
         for last in race.run():
             if last["phase"] != "done":
-                yield [last, *rest]
+                yield [packed(last), *rest]
     except UserError as error:
-        yield [failed(settings, str(error)), *rest]
+        yield [packed(failed(settings, str(error))), *rest]
         return
     exported = race.export()
     figures = figure_values(exported["accepted_histogram"])
-    yield [last, last | {"trace": exported}, gr.Row(visible=True), *figures]
+    yield [packed(last), packed(last | {"trace": exported}), gr.Row(visible=True), *figures]
 
 
 def figure_values(histogram: list[int]) -> list[Any]:

@@ -52,8 +52,8 @@ function slots(view) {
 }
 
 function draw() {
-  const view = props.value;
-  if (!view || !view.tokens) return;
+  if (!props.value) return;
+  const view = JSON.parse(props.value);
   find(".df-counts").textContent = `${view.tokens.length} tokens · ${view.supervised} carry loss · ` +
     `${view.kept} of ${view.blocks} anchors placed among ${view.candidates} candidates`;
   strip(view);

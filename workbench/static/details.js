@@ -175,7 +175,7 @@ async function copyLink() {
 }
 
 function draw() {
-  race = props.value;
+  race = props.value ? JSON.parse(props.value) : null;
   const ready = Boolean(race && race.phase === "done" && race.draft.steps.length > 1);
   element.firstElementChild.dataset.empty = String(!ready);
   if (!ready) return;

@@ -12,6 +12,7 @@ const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 let race = null;
 let pace = 1;
 let replay = null;
+let stopped = null; // the race that was stopped: pictures of it that are still on their way are not drawn
 
 function clear(lane) {
   lane.text.replaceChildren();
@@ -131,8 +132,9 @@ function start() {
 
 function draw(first) {
   const before = race;
-  race = props.value;
-  if (!race || !race.target) return;
+  // Values travel as JSON text: Gradio watches every field of an object, which is slow for a long trace.
+  race = props.value ? JSON.parse(props.value) : null;
+  if (!race || race.id === stopped) return;
   const restarted = !before || before.id !== race.id;
   if (restarted) { replay = null; Object.values(lanes).forEach(clear); }
   element.firstElementChild.dataset.phase = race.phase;
@@ -187,6 +189,7 @@ window.addEventListener("dflash:step", (event) => {
 });
 window.addEventListener("dflash:stopped", () => {
   if (!race || ["done", "error"].includes(race.phase)) return;
+  stopped = race.id;
   element.firstElementChild.dataset.phase = "stopped";
   find(".df-status").textContent = "Stopped.";
 });
