@@ -69,8 +69,7 @@ class Bench:
         found = [self.draft_name]
         if self.target_name in SHIPPED_DRAFTS:
             found.append(SHIPPED)
-        found += sorted(str(weights.parent) for weights in self.runs.glob("*/checkpoints/*/model.safetensors"))
-        found += sorted(str(weights.parent) for weights in self.runs.glob("*/model.safetensors"))
+        found += sorted(str(weights.parent) for weights in self.runs.glob("*/checkpoints/*/draft/model.safetensors"))
         return list(dict.fromkeys(found))
 
     def _folder(self, name: str) -> Path:

@@ -60,7 +60,7 @@ class RaceSettings:
         """
         values = asdict(defaults)
         for name, raw in query.items():
-            if name in values:
+            if name in values and raw:
                 kind = type(values[name])
                 try:
                     values[name] = kind(raw)

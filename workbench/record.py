@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def record(bench: Bench, prompt: str, max_new_tokens: int) -> dict:
     """The last picture of a race with its traces, marked with machine, date and command."""
-    race = Race(bench, RaceSettings(prompt, max_new_tokens, draft=bench.draft_name))
+    race = Race(bench, RaceSettings(prompt, max_new_tokens))
     picture = {}
     for picture in race.run():
         pass
