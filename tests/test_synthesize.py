@@ -201,6 +201,21 @@ def test_a_wrong_column_split_or_data_set_is_named(dataset_folder):
         read_dataset_prompts("no/such-dataset", split="train", column="prompt")
 
 
+def test_a_subset_picks_one_of_several_configurations(tmp_path):
+    for name in ("easy", "hard"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text(json.dumps({"prompt": f"an {name} question"}) + "\n")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- config_name: easy\n  data_files: easy/*.jsonl\n"
+        "- config_name: hard\n  data_files: hard/*.jsonl\n---\n"
+    )
+    prompts = read_dataset_prompts(str(tmp_path), subset="hard", split="train", column="prompt")
+    assert [p.turns for p in prompts] == [["an hard question"]]
+    with pytest.raises(UserError, match="hard"):
+        read_dataset_prompts(str(tmp_path), split="train", column="prompt")
+
+
 def test_a_cell_without_a_user_turn_is_named_by_row(tmp_path):
     Dataset.from_list([{"prompt": "good"}, {"prompt": " "}]).to_json(tmp_path / "train.jsonl")
     with pytest.raises(UserError, match="row 1"):

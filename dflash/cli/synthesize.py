@@ -30,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     sources.add_argument(
         "--dataset", type=words, metavar="ID", help="a Hugging Face data set or a folder of data files"
     )
+    sources.add_argument("--subset", metavar="NAME", help="configuration of the data set, where it has several")
     sources.add_argument("--split", default="train", help="of the data set")
     sources.add_argument("--column", default="prompt", help="of the data set: texts or lists of messages")
     sources.add_argument("--limit", type=whole_number(1), metavar="N", help="prompts taken from each file or data set")
@@ -74,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     if args.dataset:
         from dflash.data.hf_dataset import read_dataset_prompts
 
-        prompts += read_dataset_prompts(args.dataset, split=args.split, column=args.column, limit=args.limit)
+        prompts += read_dataset_prompts(
+            args.dataset, subset=args.subset, split=args.split, column=args.column, limit=args.limit
+        )
     target = load_target(args)
     settings = SynthesisSettings(
         max_new_tokens=args.max_new_tokens,

@@ -7,10 +7,13 @@ from dflash.errors import UserError
 from dflash.hub import hub_is_reachable
 
 
-def read_dataset_prompts(dataset: str, *, split: str, column: str, limit: int | None = None) -> list[Prompt]:
+def read_dataset_prompts(
+    dataset: str, *, subset: str | None = None, split: str, column: str, limit: int | None = None
+) -> list[Prompt]:
     """The first `limit` prompts of `column`: texts, or lists of messages of which the first user turn is taken.
 
-    The data set is streamed, so a small limit downloads little. Ids are `<dataset>-<split>-<row>`, stable across calls.
+    `subset` names the configuration, for data sets that have several. The data set is streamed, so a small limit
+    downloads little. Ids are `<dataset>[-<subset>]-<split>-<row>`, stable across calls.
 
     Raises:
         UserError: the data set, split or column does not exist, or a cell holds neither text nor messages.
@@ -19,8 +22,9 @@ def read_dataset_prompts(dataset: str, *, split: str, column: str, limit: int | 
 
     if not Path(dataset).is_dir() and not hub_is_reachable():
         raise UserError(f"Data set {dataset!r} is no folder here, and the Hugging Face hub cannot be reached.")
+    name = f"{dataset}-{subset}" if subset else dataset
     try:
-        rows = datasets.load_dataset(dataset, split=split, streaming=True)
+        rows = datasets.load_dataset(dataset, subset, split=split, streaming=True)
         prompts: list[Prompt] = []
         for number, row in enumerate(rows):
             if limit is not None and len(prompts) >= limit:
@@ -31,9 +35,9 @@ def read_dataset_prompts(dataset: str, *, split: str, column: str, limit: int | 
             text = _user_text(row[column])
             if text is None:
                 raise UserError(f"{where}: column {column!r} holds neither text nor messages with a user turn.")
-            prompts.append(Prompt(f"{dataset}-{split}-{number}", [text], category=dataset))
+            prompts.append(Prompt(f"{name}-{split}-{number}", [text], category=dataset))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())  # several lines, the choices among them
         raise UserError(f"Data set {dataset!r}, split {split!r}, could not be read: {reason}") from error
     if not prompts:
         raise UserError(f"Data set {dataset!r}, split {split!r}, holds no rows: choose another split.")
