@@ -158,6 +158,17 @@ def test_an_existing_run_is_never_overwritten(config, tmp_path):
         train(config(), tmp_path / "run", progress=False)
 
 
+def test_a_run_that_failed_before_its_first_step_says_so_and_its_name_may_be_used_again(config, tmp_path):
+    settings = config(run={"max_steps": 1})
+    hopeless = settings.model_copy(deep=True)
+    hopeless.data.validation_size = 500
+    with pytest.raises(UserError, match="Only 12 usable conversations"):
+        train(hopeless, tmp_path / "run", progress=False)
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["state"] == "failed" and "Only 12 usable" in status["reason"]
+    train(settings, tmp_path / "run", progress=False)
+
+
 def test_training_lowers_the_loss_and_raises_the_run_of_right_slots(config, tmp_path):
     train(config(run={"max_steps": 60, "validate_every": 60}, optimizer={"lr": 3e-3}), tmp_path / "run", progress=False)
     lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]

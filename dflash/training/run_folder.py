@@ -31,10 +31,11 @@ class RunFolder:
         """Start a new run folder.
 
         Raises:
-            UserError: the folder already holds a run, or cannot be written.
+            UserError: the folder already holds a run that got somewhere, or cannot be written.
         """
         run = cls(path)
-        if (run.path / "config.yaml").exists():
+        # A run that failed before its first step (bad data, say) has nothing to lose: its name may be used again.
+        if run.metrics_file.exists() or any(run.checkpoints.glob("step_*")):
             raise UserError(f"Run folder {str(path)!r} already holds a run: resume it or choose another name.")
         try:
             run.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -38,11 +38,13 @@ def train(config: TrainConfig, run_dir: Path | str, *, resume: bool = False, pro
         UserError: bad data, an existing run without `resume`, a damaged checkpoint, a full disk.
     """
     run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, config)
-    trainer = Trainer(config, run)
+    trainer = None
     try:
+        trainer = Trainer(config, run)
         finished = trainer.fit(progress)
     except BaseException as error:
-        run.set_status("failed", step=trainer.state.step, reason=f"{type(error).__name__}: {error}")
+        step = trainer.state.step if trainer else None
+        run.set_status("failed", step=step, reason=f"{type(error).__name__}: {error}")
         raise
     run.set_status("finished" if finished else "stopped", step=trainer.state.step)
     return trainer.store.latest() / "draft"
