@@ -168,12 +168,12 @@ class Race:
             parted = explain_difference(engine.target, prompt_ids, comparison.reference, comparison.draft)
             gap = "" if parted.gap is None else f", logit gap {abs(parted.gap):.3f}"
             return {"state": "differs", "text": f"differs at token {parted.index + 1}{gap}", "detail": SHAPES}
-        detail = SHAPES
+        verdict = {"state": "identical", "text": f"identical, {count} tokens", "detail": SHAPES}
         parted = explain_difference(engine.target, prompt_ids, comparison.target, comparison.draft)
         if parted is not None:
             gap = "" if parted.gap is None else f" (logit gap {abs(parted.gap):.3f})"
-            detail += f" The one-token run beside it chose differently at token {parted.index + 1}{gap}: a near tie."
-        return {"state": "identical", "text": f"identical, {count} tokens", "detail": detail}
+            verdict["note"] = f"one-token forwards part from it at token {parted.index + 1}: a near tie{gap}"
+        return verdict
 
     def _picture(self, phase: str, message: str, verdict: dict[str, str] | None = None) -> dict[str, Any]:
         lanes = {

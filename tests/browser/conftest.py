@@ -65,14 +65,21 @@ class Visit:
 
     def decode(self, prompt: str = "Say something.") -> "Visit":
         """Fill in a prompt, press Decode and wait for the end."""
+        before = self.page.get_attribute(".df-race", "data-race")
         self.page.fill("#prompt textarea", prompt)
         self.page.click("#decode")
+        self.page.wait_for_function("id => document.querySelector('.df-race').dataset.race !== (id ?? undefined)", arg=before)
         self.wait_for_phase("done", "error")
         return self
 
     def wait_for_phase(self, *phases: str) -> None:
+        """Wait until a race that was run here, not the recorded one, has come to one of the phases."""
         self.page.wait_for_function(
-            "phases => phases.includes(document.querySelector('.df-race')?.dataset.phase)", arg=list(phases)
+            """phases => {
+              const race = document.querySelector('.df-race')?.dataset;
+              return race && race.recorded === 'false' && phases.includes(race.phase);
+            }""",
+            arg=list(phases),
         )
 
     def widths(self) -> tuple[int, int]:

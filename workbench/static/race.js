@@ -94,6 +94,7 @@ function badge() {
   node.className = "df-badge " + verdict.state;
   node.textContent = { identical: "✓ ", differs: "≠ ", sampling: "~ ", pending: "… " }[verdict.state] + verdict.text;
   find(".df-tip").textContent = verdict.detail;
+  find(".df-parted").textContent = verdict.note || "";
 }
 
 function frame(now) {
@@ -137,7 +138,7 @@ function draw(first) {
   if (!race || race.id === stopped) return;
   const restarted = !before || before.id !== race.id;
   if (restarted) { replay = null; Object.values(lanes).forEach(clear); }
-  element.firstElementChild.dataset.phase = race.phase;
+  Object.assign(element.firstElementChild.dataset, { phase: race.phase, race: race.id, recorded: Boolean(race.recorded) });
   const recorded = find(".df-recorded");
   recorded.hidden = !race.recorded;
   if (race.recorded) {
