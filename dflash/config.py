@@ -25,7 +25,7 @@ class TargetConfig(_Section):
 class DraftConfig(_Section):
     num_hidden_layers: int = Field(5, ge=1, description="decoder layers of the draft")
     num_features: int = Field(5, ge=1, description="target layers whose outputs are the context")
-    target_layer_ids: list[int] | None = Field(None, description="0-based layers; default: spread evenly")
+    target_layer_ids: list[int] | None = Field(None, min_length=1, description="0-based layers; default: spread evenly")
     block_size: int = Field(16, ge=2, le=128, description="slots per block, the anchor included")
     mask_token_id: int | None = Field(None, ge=0, description="embedding row of the mask token; default: a spare one")
     intermediate_size: int | None = Field(None, ge=1, description="MLP width; default: the target's")
@@ -35,7 +35,11 @@ class DraftConfig(_Section):
     @model_validator(mode="after")
     def _layer_ids_agree(self):
         ids = self.target_layer_ids
-        if ids is not None and ("num_features" in self.model_fields_set and self.num_features != len(ids)):
+        if ids is None:
+            return self
+        if "num_features" not in self.model_fields_set:
+            self.num_features = len(ids)
+        if self.num_features != len(ids):
             raise ValueError(f"num_features {self.num_features} contradicts {len(ids)} target_layer_ids: drop one of them")
         return self
 

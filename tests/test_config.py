@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dflash.config import dump_config, load_config
+from dflash.config import dump_config, load_config, parse_config
 from dflash.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -19,6 +19,7 @@ WRONG = [
     (["schedule.warmup_ratio=0.9"], "exceed 1"),
     (["schedule.decay_style=step"], "schedule.decay_style = 'step'"),
     (["draft.block_size=1"], "draft.block_size = 1"),
+    (["draft.target_layer_ids=[]"], "draft.target_layer_ids = []"),
     (["draft.target_layer_ids=[1,2]"], "num_features 5 contradicts 2 target_layer_ids"),
     (["blocks.gamma=-1"], "blocks.gamma = -1"),
     (["data.train=[]"], "data.train = []"),
@@ -31,6 +32,13 @@ WRONG = [
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_shipped_config_is_valid_and_survives_a_round_trip(path, tmp_path):
     config = load_config(path)
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_layer_ids_alone_set_the_number_of_features_and_survive_a_round_trip(tmp_path):
+    config = parse_config({"data": {"train": ["x.jsonl"]}, "draft": {"target_layer_ids": [1, 2, 3]}}, "test")
+    assert config.draft.num_features == 3
     (tmp_path / "again.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "again.yaml") == config
 

@@ -101,7 +101,7 @@ SCALED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
 PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 
 
-@pytest.mark.parametrize("changes", [{}, {"sliding_window": 6}, {"rope_parameters": SCALED}, {"rope_parameters": PARTIAL}])
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 6}, {"sliding_window": 2}, {"rope_parameters": SCALED}, {"rope_parameters": PARTIAL}])
 @torch.no_grad()
 def test_decoding_forward_equals_training_forward(tiny_target, text, changes):
     draft = make_draft(tiny_target, **changes)
@@ -169,6 +169,24 @@ def test_public_config_reads_the_published_form():
     assert written["rope_parameters"]["rope_theta"] == written["rope_theta"] == 1000000
     for key, value in public.items():
         assert written[key] == value, key
+
+
+def test_older_spellings_of_scaled_and_partial_rotary_are_read(tiny_target):
+    public = make_draft(tiny_target).config.to_public()
+    del public["rope_parameters"]
+    public |= {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 5000.0, "partial_rotary_factor": 0.5}
+    rope = DFlashConfig.from_public(public).rope_parameters
+    assert rope == {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0, "partial_rotary_factor": 0.5}
+    written = DFlashConfig.from_public(public).to_public()
+    assert written["partial_rotary_factor"] == 0.5 and written["rope_scaling"]["rope_type"] == "linear"
+
+
+def test_rotary_frequencies_stay_float32_whatever_the_weights_are(tiny_target, tmp_path):
+    draft = make_draft(tiny_target)
+    draft.save_pretrained(tmp_path)
+    loaded = DFlashDraft.from_pretrained(tmp_path, dtype="bfloat16")
+    assert loaded.fc.weight.dtype == torch.bfloat16
+    assert torch.equal(loaded.rotary.inv_freq, draft.rotary.inv_freq) and loaded.rotary.inv_freq.dtype == torch.float32
 
 
 def test_default_layer_ids_follow_the_published_rule():

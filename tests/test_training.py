@@ -1,7 +1,9 @@
 """Training: schedule, exact resume, interruption, warm start, and that a draft really learns."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import textwrap
 import pytest
 import torch
 
-from dflash.config import ScheduleConfig, parse_config
+from dflash.config import DraftConfig, ScheduleConfig, load_config, parse_config
 from dflash.errors import UserError
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
@@ -130,6 +132,77 @@ def test_kill_minus_nine_resumes_from_the_last_complete_checkpoint(config, tmp_p
     assert not (tmp_path / "cut/checkpoints/.step_0000006").exists()
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_its_metrics_afresh(config, tmp_path):
+    settings = config()
+    whole = train(settings, tmp_path / "whole", progress=False)
+    run = RunFolder.create(tmp_path / "cut", settings)
+    run.append_metrics({"step": 1, "batch": 1, "kind": "train", "loss": 9.9})
+    with open(run.metrics_file, "a") as file:
+        file.write('{"step": 2, "ba')
+    cut = train(settings, tmp_path / "cut", resume=True, progress=False)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(cut).values(), strict=True))
+
+
+def test_another_optimizer_does_not_blame_the_checkpoint(config, tmp_path):
+    train(config(), tmp_path / "run", progress=False)
+    with pytest.raises(UserError, match="saved with optimizer 'adamw', the config says 'muon'"):
+        train(config(optimizer={"name": "muon"}), tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_run_that_continues_a_draft_resumes_even_when_that_draft_is_gone(config, tmp_path):
+    first = train(config(), tmp_path / "first", progress=False)
+    settings = config(run={"max_steps": 2})
+    settings.draft = DraftConfig(init=str(first), block_size=8)
+    with pytest.raises(UserError, match="block_size = 8 contradicts"):
+        train(settings, tmp_path / "second", progress=False)
+    settings.draft = DraftConfig(init=str(first))
+    train(settings, tmp_path / "second", progress=False)
+    shutil.rmtree(tmp_path / "first")
+    again = load_config(tmp_path / "second/config.yaml", ["run.max_steps=4"])
+    train(again, tmp_path / "second", resume=True, progress=False)
+    assert load_config(tmp_path / "second/config.yaml").run.max_steps == 4, "the settings in force are recorded"
+    assert load_config(tmp_path / "second/config.before-1.yaml").run.max_steps == 2
+
+
+def test_a_run_under_way_is_not_trained_twice(config, tmp_path):
+    settings = config()
+    run = RunFolder.create(tmp_path / "run", settings)
+    with run.locked(), pytest.raises(UserError, match="another process"):
+        train(settings, tmp_path / "run", resume=True, progress=False)
+
+
+def test_data_that_grows_never_changes_the_held_out_conversations(config, conversations, tmp_path):
+    settings = config()
+    train(settings, tmp_path / "run", progress=False)
+    before = json.loads((tmp_path / "run/validation_ids.json").read_text())
+    with open(conversations, "a") as file:
+        for i in range(30):
+            messages = [{"role": "user", "content": "more"}, {"role": "assistant", "content": "yes of course"}]
+            file.write(json.dumps({"id": f"new{i}", "messages": messages}) + "\n")
+    trainer = Trainer(settings, RunFolder(tmp_path / "run"))
+    assert sorted(item.id for item in trainer.validation) == sorted(before)
+    assert not set(before) & {item.id for item in trainer.training} and len(trainer.training) == 40
+
+
+def test_a_full_disk_during_a_save_leaves_the_older_checkpoint_and_a_sentence(config, tmp_path, monkeypatch):
+    settings = config()
+    run = RunFolder.create(tmp_path / "run", settings)
+    trainer = Trainer(settings, run)
+    trainer.state.step = 1
+    trainer._save(False)
+
+    def no_space(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dflash.training.checkpoint.dcp.save", no_space)
+    trainer.state.step = 2
+    with pytest.raises(UserError, match="step_0000002.*No space left.*older checkpoints are intact"):
+        trainer._save(False)
+    assert [p.name for p in trainer.store.all()] == ["step_0000001"]
+    assert not list((tmp_path / "run/checkpoints").glob(".step_*"))
+
+
 def test_rotation_keeps_the_newest_and_the_best(config, tmp_path):
     settings = config(run={"max_steps": 10, "checkpoint_every": 1, "validate_every": 100, "keep_checkpoints": 2})
     run = RunFolder.create(tmp_path / "run", settings)
@@ -185,6 +258,8 @@ def test_non_finite_steps_are_logged_with_their_conversations_and_stop_the_run(c
         trainer.fit(progress=False)
     logged = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
     assert len(logged) == 5 and all(len(line["conversations"]) == 2 for line in logged)
+    assert [line["step"] for line in logged] == [0] * 5, "the schedule waits"
+    assert [line["batch"] for line in logged] == [1, 2, 3, 4, 5], "but the next batch is another one"
     assert all(torch.equal(v, before[k]) for k, v in trainer.draft.state_dict().items()), "no poisoned update was made"
 
 

@@ -59,19 +59,20 @@ def _answer_span(conversation: Conversation, index: int, text: str, tokenizer) -
             f"Conversation {conversation.id!r}: the chat template rewrites earlier turns, so the answer in message "
             f"{index + 1} cannot be located; train on single-turn conversations with this target."
         )
-    content = messages[index]["content"]
+    answer = text[len(before) : len(through)]
+    said = messages[index]["content"].strip()
+    # Templates may strip the content and may write something of their own before it, an empty thinking block say.
+    start = max(0, answer.find(said))
     last = index == len(messages) - 1
     if last and not conversation.finished:
-        return len(before), len(before) + len(content)
+        return len(before) + start, len(before) + start + len(said)
     # What follows the end-of-turn token (a newline in ChatML) is written by the template, not by the assistant.
-    return len(before), len(before) + _end_of_turn(text[len(before) : len(through)], content, tokenizer)
+    return len(before) + start, len(before) + start + len(said) + _end_of_turn(answer[start + len(said) :], tokenizer)
 
 
-def _end_of_turn(answer: str, content: str, tokenizer) -> int:
-    """Length of `answer` up to and including its end-of-turn token, counted after the content itself."""
-    # Templates may strip the content, so the tail starts at the latest where the stripped content can end.
-    tail_start = min(len(content.strip()), len(answer))
-    ids = tokenizer(answer[tail_start:], add_special_tokens=False, return_offsets_mapping=True)
+def _end_of_turn(tail: str, tokenizer) -> int:
+    """Characters of `tail`, the text behind an answer's content, up to and including its end-of-turn token."""
+    ids = tokenizer(tail, add_special_tokens=False, return_offsets_mapping=True)
     specials = set(tokenizer.all_special_ids)
     ends = [right for token, (_, right) in zip(ids.input_ids, ids.offset_mapping, strict=True) if token in specials]
-    return tail_start + ends[0] if ends else len(answer)
+    return ends[0] if ends else len(tail)

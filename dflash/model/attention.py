@@ -76,7 +76,8 @@ class DualSourceAttention(nn.Module):
             return None
         positions = torch.arange(context + size, device=device)
         slots = torch.arange(context, context + size, device=device)[:, None]
-        return (positions <= slots) & (positions >= slots - (self.window - 1))
+        # As in training, the window limits the context only; inside the block the mask is causal.
+        return (positions <= slots) & ((positions >= context) | (positions >= slots - (self.window - 1)))
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
         """[B, L, heads * D] -> [B, heads, L, D]"""

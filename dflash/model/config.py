@@ -116,6 +116,7 @@ class DFlashConfig:
             "rope_theta": rope.get("rope_theta"),
             "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope,
             "rope_parameters": rope,
+            **{key: rope[key] for key in ("partial_rotary_factor",) if key in rope},
             "max_position_embeddings": self.max_position_embeddings,
             "max_window_layers": self.num_hidden_layers,
             "sliding_window": self.sliding_window,
@@ -149,11 +150,6 @@ class DFlashConfig:
         if len(kinds) > 1:
             raise UserError(f"config.json mixes layer_types {sorted(kinds)}; supported: the same type in every layer.")
         try:
-            rope = public.get("rope_parameters") or {
-                "rope_type": "default",
-                "rope_theta": public["rope_theta"],
-                **(public.get("rope_scaling") or {}),
-            }
             return cls(
                 hidden_size=public["hidden_size"],
                 intermediate_size=public["intermediate_size"],
@@ -166,7 +162,7 @@ class DFlashConfig:
                 mask_token_id=dflash["mask_token_id"],
                 target_layer_ids=list(dflash["target_layer_ids"]),
                 num_target_layers=public["num_target_layers"],
-                rope_parameters=rope,
+                rope_parameters=_read_rope(public),
                 max_position_embeddings=public.get("max_position_embeddings", 32768),
                 rms_norm_eps=public.get("rms_norm_eps", 1e-6),
                 attention_bias=public.get("attention_bias", False),
@@ -198,6 +194,19 @@ def choose_mask_token(target: TargetModel) -> int:
         if token.special and token_id not in taken and token.content not in template:
             return token_id
     raise UserError(f"No spare special token in the vocabulary of {target.name!r}: set mask_token_id yourself.")
+
+
+def _read_rope(public: dict[str, Any]) -> dict[str, Any]:
+    """Rotary parameters of a config.json in the new schema (one dictionary) or the old one (three fields)."""
+    rope = {"rope_type": "default", **(public.get("rope_parameters") or public.get("rope_scaling") or {})}
+    if "type" in rope:  # the oldest spelling
+        rope["rope_type"] = rope.pop("type")
+    rope.setdefault("rope_theta", public.get("rope_theta"))
+    if rope["rope_theta"] is None:
+        raise KeyError("rope_theta")
+    if "partial_rotary_factor" in public:
+        rope.setdefault("partial_rotary_factor", public["partial_rotary_factor"])
+    return rope
 
 
 def _full_attention_rope(source) -> dict[str, Any]:

@@ -9,4 +9,5 @@ class RMSNorm(nn.RMSNorm):
     """Weights may be float32 masters while activations are bf16."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(states, self.normalized_shape, self.weight.to(states.dtype), self.eps)
+        # CUDA's autocast returns float32 here whatever goes in, hence the last cast.
+        return F.rms_norm(states, self.normalized_shape, self.weight.to(states.dtype), self.eps).to(states.dtype)

@@ -21,6 +21,13 @@ class RotaryEmbedding(Qwen3RotaryEmbedding):
             )
         )
 
+    def _apply(self, fn, recurse: bool = True):
+        """Move to another device, never to another dtype: angles from 16-bit frequencies drift with the position."""
+        precise = self.inv_freq, self.original_inv_freq
+        super()._apply(fn, recurse)
+        self.inv_freq, self.original_inv_freq = (kept.to(self.inv_freq.device) for kept in precise)
+        return self
+
     @staticmethod
     def compute_default_rope_parameters(config: Qwen3Config, **_) -> tuple[torch.Tensor, float]:
         """Inverse frequencies of the unscaled kind, which Qwen3 itself only has without partial rotation."""

@@ -33,7 +33,10 @@ _BEST_FILE = "best.json"
 class TrainerState:
     """What a run needs to go on exactly, besides weights and optimizer."""
 
-    step: int = 0  # optimizer steps done
+    step: int = 0  # optimizer steps done; drives schedule, validation and saving
+    batches: int = 0  # batches consumed, skipped ones included; drives the sampler
+    optimizer: str = ""  # its name, since the states of different optimizers do not fit one another
+    device: str = ""  # type of the device the random state belongs to
     best_loss: float | None = None  # lowest validation loss so far
     rng: list[int] | None = None  # state of the anchor generator, as bytes
 
@@ -67,6 +70,8 @@ class CheckpointStore:
         """
         name = f"step_{state.step:07d}"
         final, staging = self._folder / name, self._folder / f".{name}"
+        if final.exists():
+            return final  # the same step holds the same state: nothing to write again
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
@@ -77,40 +82,44 @@ class CheckpointStore:
             )
             (staging / _TRAINER_FILE).write_text(json.dumps(asdict(state)))
             _sync_tree(staging)
-            if final.exists():
-                shutil.rmtree(final)  # the same step saved twice, e.g. on SIGTERM right after an interval save
             os.replace(staging, final)
             if is_best:
                 _replace_text(self._folder / _BEST_FILE, json.dumps({"name": name, "loss": state.best_loss}))
         except (OSError, SafetensorError, CheckpointException) as error:
             shutil.rmtree(staging, ignore_errors=True)
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"Checkpoint {name} could not be written to {self._folder} ({reason}); "
+                f"Checkpoint {name} could not be written to {self._folder} ({_last_line(error)}); "
                 "the older checkpoints are intact. Free some space and resume."
             ) from error
         self._rotate()
         return final
 
-    def load(self, path: Path, draft: DFlashDraft, optimizers: list[Optimizer]) -> TrainerState:
-        """Restore weights and optimizer in place.
+    def load(
+        self, path: Path, draft: DFlashDraft, optimizers: list[Optimizer], expected: TrainerState
+    ) -> TrainerState:
+        """Restore weights and optimizer in place; `expected` is a fresh state of the run that goes on.
 
         Raises:
-            UserError: the checkpoint is damaged or belongs to another draft.
+            UserError: the checkpoint was saved with another optimizer or device, is damaged, or is of another draft.
         """
         try:
-            raw = json.loads((path / _TRAINER_FILE).read_text())
+            saved = TrainerState(**json.loads((path / _TRAINER_FILE).read_text()))
+            for name in ("optimizer", "device"):
+                if getattr(saved, name) != getattr(expected, name):
+                    raise UserError(
+                        f"Checkpoint {str(path)!r} was saved with {name} {getattr(saved, name)!r}, the config says "
+                        f"{getattr(expected, name)!r}: resume with the same one, or start a new run with "
+                        f"draft.init={path / 'draft'}."
+                    )
             model_state, optimizer_state = get_state_dict(draft, optimizers)
             tree = {"model": model_state, "optimizer": optimizer_state}
             dcp.load(tree, checkpoint_id=path / "state", no_dist=True)
-            set_state_dict(
-                draft, optimizers, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"]
-            )
-            return TrainerState(**raw)
-        except (Exception, CheckpointException) as error:  # DCP's own wrapper is no Exception
+            set_state_dict(draft, optimizers, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
+            return saved
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, CheckpointException) as error:
             raise UserError(
-                f"Checkpoint {str(path)!r} is damaged or belongs to another draft ({type(error).__name__}): "
-                "remove that folder to resume from the one before it."
+                f"Checkpoint {str(path)!r} could not be loaded ({type(error).__name__}: {_last_line(error)}): if it is "
+                "damaged, remove that folder to resume from the one before it."
             ) from error
 
     def _rotate(self) -> None:
@@ -122,6 +131,10 @@ class CheckpointStore:
                 shutil.rmtree(old)
             except OSError as error:
                 warnings.warn(f"Old checkpoint {old} could not be removed: {error}", stacklevel=2)
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 def generator_state(generator: torch.Generator) -> list[int]:

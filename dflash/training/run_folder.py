@@ -1,14 +1,18 @@
 """A run is a folder; trainer and workbench share nothing else.
 
-    config.yaml  command.txt  environment.json  status.json  metrics.jsonl  checkpoints/step_0001000/
+    config.yaml  command.txt  environment.json  status.json  metrics.jsonl  validation_ids.json
+    checkpoints/step_0001000/
 """
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -46,6 +50,35 @@ class RunFolder:
             raise UserError(f"Run folder {str(path)!r} could not be written: {error.strerror}.") from error
         return run
 
+    @classmethod
+    def resume(cls, path: Path | str, config: TrainConfig) -> "RunFolder":
+        """Open a run to go on with it; settings that differ from its own are recorded, the old ones kept beside."""
+        run = cls(path)
+        current = run.path / "config.yaml"
+        if not current.is_file():
+            raise UserError(f"{path} is no run folder (it holds no config.yaml).")
+        if (old := current.read_text(encoding="utf-8")) != dump_config(config):
+            sitting = len(list(run.path.glob("config.before-*.yaml"))) + 1
+            write_atomically(run.path / f"config.before-{sitting}.yaml", old)
+            write_atomically(current, dump_config(config))
+        with open(run.path / "command.txt", "a", encoding="utf-8") as file:
+            file.write(" ".join(sys.argv) + "\n")
+        return run
+
+    @contextmanager
+    def locked(self):
+        """Hold the run for this process; the lock goes with the process, however it ends.
+
+        Raises:
+            UserError: another process is training in this folder.
+        """
+        with open(self.path / ".lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"Run folder {str(self.path)!r} is being trained by another process: stop that one first.") from error
+            yield
+
     def set_status(self, state: str, **details: Any) -> None:
         """`state` is one of running, finished, stopped, failed; the heartbeat is the time of writing (epoch seconds)."""
         record = {"state": state, "pid": os.getpid(), "heartbeat": time.time(), **details}
@@ -55,8 +88,8 @@ class RunFolder:
         with open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def cut_metrics(self, last_step: int) -> None:
-        """Drop metric lines beyond a step, and a torn last line, before a resumed run writes them again."""
+    def cut_metrics(self, last_batch: int) -> None:
+        """Drop metric lines beyond a batch, and torn ones, before a resumed run writes them again."""
         if not self.metrics_file.exists():
             return
         kept = []
@@ -64,10 +97,17 @@ class RunFolder:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
-                break  # torn by an interruption; everything behind it is newer than the checkpoint
-            if record["step"] <= last_step:
+                continue  # torn by an interruption
+            if record["batch"] <= last_batch:
                 kept.append(line + "\n")
         write_atomically(self.metrics_file, "".join(kept))
+
+    def held_out_ids(self, choose: Callable[[], list[str]]) -> list[str]:
+        """Ids of the validation conversations: chosen once per run, so that data that grows later stays out of them."""
+        path = self.path / "validation_ids.json"
+        if not path.is_file():
+            write_atomically(path, json.dumps(choose()))
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def describe_environment() -> dict[str, Any]:

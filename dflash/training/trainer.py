@@ -4,6 +4,7 @@ import math
 import random
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from dflash.training.run_folder import RunFolder
 from dflash.training.schedule import learning_rate
 from dflash.training.warm_start import warm_start
 
+_TILE = 128  # rows and columns of FlexAttention's tiles
 _MAX_SKIPPED = 5  # consecutive non-finite steps after which the run stops
 
 
@@ -37,17 +39,19 @@ def train(config: TrainConfig, run_dir: Path | str, *, resume: bool = False, pro
     Raises:
         UserError: bad data, an existing run without `resume`, a damaged checkpoint, a full disk.
     """
-    run = RunFolder(run_dir) if resume else RunFolder.create(run_dir, config)
+    run = RunFolder.resume(run_dir, config) if resume else RunFolder.create(run_dir, config)
     trainer = None
-    try:
-        trainer = Trainer(config, run)
-        finished = trainer.fit(progress)
-    except BaseException as error:
-        step = trainer.state.step if trainer else None
-        run.set_status("failed", step=step, reason=f"{type(error).__name__}: {error}")
-        raise
-    run.set_status("finished" if finished else "stopped", step=trainer.state.step)
-    return trainer.store.latest() / "draft"
+    with run.locked():
+        try:
+            trainer = Trainer(config, run)
+            finished = trainer.fit(progress)
+        except BaseException as error:
+            step = trainer.state.step if trainer else None
+            with suppress(OSError):  # on a full disk the reason for the failure is what the user must see
+                run.set_status("failed", step=step, reason=f"{type(error).__name__}: {error}")
+            raise
+        run.set_status("finished" if finished else "stopped", step=trainer.state.step)
+        return trainer.store.latest() / "draft"
 
 
 class Trainer:
@@ -59,46 +63,56 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         self.target = TargetModel.load(config.target.name, dtype=config.target.dtype, device=self.device)
         self.training, self.validation = self._load_data()
-        self.draft = self._build_draft()
+        self.store = CheckpointStore(run.checkpoints, config.run.keep_checkpoints)
+        latest = self.store.latest()
+        self.draft = self._build_draft(latest)
         self.features = InProcessFeatures(self.target, self.draft.config.target_layer_ids)
         self.optimizers = build_optimizers(self.draft, config.optimizer)
         self.sampler = ShuffledSampler(len(self.training), config.run.seed)
         self.generator = torch.Generator(self.device).manual_seed(config.run.seed)
         form = config.blocks.attention
         self.attention_form = ATTENTION_FORMS[default_attention_form(self.device) if form == "auto" else form]
-        self.store = CheckpointStore(run.checkpoints, config.run.keep_checkpoints)
-        self.state = TrainerState()
+        self.state = TrainerState(optimizer=config.optimizer.name, device=self.device.type)
         self._stop_requested = False
-        if (latest := self.store.latest()) is not None:
-            self.state = self.store.load(latest, self.draft, self.optimizers)
+        if latest is not None:
+            self.state = self.store.load(latest, self.draft, self.optimizers, self.state)
             restore_generator(self.generator, self.state.rng)
-            self.run.cut_metrics(self.state.step)
+        self.run.cut_metrics(self.state.batches)
 
     def fit(self, progress: bool = True) -> bool:
         """Run to the last step or to SIGTERM/SIGINT; True when finished. Both ways end with a checkpoint."""
         previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         settings, skipped = self.config.run, 0
+        self.run.set_status("running", step=self.state.step, max_steps=settings.max_steps)
         try:
             with tqdm(
                 total=settings.max_steps, initial=self.state.step, unit="step", disable=not progress, desc="train"
             ) as bar:
                 while self.state.step < settings.max_steps and not self._stop_requested:
-                    skipped = skipped + 1 if not self._step(bar) else 0
+                    if self._step(bar):
+                        skipped = 0
+                        self._after_step(bar)
+                        continue
+                    skipped += 1
                     if skipped == _MAX_SKIPPED:
                         raise UserError(
                             f"{_MAX_SKIPPED} steps in a row had a non-finite loss or gradient (see metrics.jsonl for the "
                             "conversations): lower optimizer.lr and start again from the last checkpoint."
                         )
-                    last = self.state.step == settings.max_steps
-                    improved = (last or self.state.step % settings.validate_every == 0) and self._validate(bar)
-                    if improved or last or self.state.step % settings.checkpoint_every == 0:
-                        self._save(improved)
             if self._stop_requested:
                 self._save(False)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return self.state.step == settings.max_steps
+        return self.state.step >= settings.max_steps
+
+    def _after_step(self, bar: tqdm) -> None:
+        """Validate and save when it is time."""
+        settings, step = self.config.run, self.state.step
+        last = step == settings.max_steps
+        improved = (last or step % settings.validate_every == 0) and self._validate(bar)
+        if improved or last or step % settings.checkpoint_every == 0:
+            self._save(improved)
 
     def _step(self, bar: tqdm) -> bool:
         """One optimizer step over `batch_size` conversations; False when it was skipped as non-finite."""
@@ -107,7 +121,7 @@ class Trainer:
             self.state.step, config.run.max_steps, config.optimizer.lr, config.optimizer.min_lr, config.schedule
         )
         set_learning_rate(self.optimizers, rate)
-        first = self.state.step * config.run.batch_size
+        first = self.state.batches * config.run.batch_size
         batch = [self.training[self.sampler[first + i]] for i in range(config.run.batch_size)]
         pooled: BlockStatistics | None = None
         for sample in batch:
@@ -122,7 +136,9 @@ class Trainer:
                 optimizer.step()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self.state.step += 1
+        # A skipped batch is consumed, but the schedule waits for it to be made up.
+        self.state.batches += 1
+        self.state.step += finite
         self._log_step(bar, pooled, batch, finite, rate, norm, time.perf_counter() - started)
         return finite
 
@@ -131,18 +147,31 @@ class Trainer:
     ) -> tuple[torch.Tensor, BlockStatistics]:
         """The algorithm on one conversation: weighted loss sum and statistics."""
         config = self.draft.config
-        ids = torch.tensor([sample.input_ids], device=self.device)
-        loss_mask = torch.tensor([sample.loss_mask], device=self.device)
+        ids, loss_mask, num_anchors = self._inputs(sample)
         plan = plan_blocks(
             ids,
             loss_mask,
             block_size=config.block_size,
-            num_anchors=min(self.config.blocks.num_anchors, sample.supervised),
+            num_anchors=num_anchors,
             gamma=self.config.gamma,
             generator=generator,
         )
         hidden = self._draft_hidden(ids, plan)
         return decayed_cross_entropy(hidden, self.target.lm_head.weight, plan)
+
+    def _inputs(self, sample: Rendered) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Tokens [1, S], loss mask [1, S] and number of anchor slots.
+
+        Compiled kernels want few shapes: on a GPU texts are padded to whole tiles (behind every anchor, so nothing sees
+        the padding) and the number of slots is fixed. On a CPU empty slots would only cost time.
+        """
+        ids, mask, slots = sample.input_ids, sample.loss_mask, self.config.blocks.num_anchors
+        if self.device.type == "cpu":
+            slots = min(slots, sample.supervised)
+        else:
+            padding = -len(ids) % _TILE
+            ids, mask = ids + [0] * padding, mask + [False] * padding
+        return torch.tensor([ids], device=self.device), torch.tensor([mask], device=self.device), slots
 
     def _draft_hidden(self, ids: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
         features = self.features(ids).detach()
@@ -163,7 +192,7 @@ class Trainer:
             _, statistics = self._micro_step(sample, generator)
             pooled = statistics if pooled is None else pooled + statistics
         summary = pooled.summary()
-        self.run.append_metrics({"step": self.state.step, "kind": "validation", **summary})
+        self.run.append_metrics({"step": self.state.step, "batch": self.state.batches, "kind": "validation", **summary})
         bar.set_postfix(val=f"{summary['loss']:.3f}", val_tau=f"{summary['tau_estimate']:.2f}")
         if not math.isfinite(summary["loss"]):
             return False
@@ -173,9 +202,16 @@ class Trainer:
         return improved
 
     def _log_step(self, bar, pooled, batch, finite, rate, norm, seconds) -> None:
-        bar.update()
+        bar.update(int(finite))
         tokens = sum(len(sample.input_ids) for sample in batch)
-        record = {"step": self.state.step, "kind": "train", "lr": rate, "grad_norm": float(norm), "skipped": not finite}
+        record = {
+            "step": self.state.step,
+            "batch": self.state.batches,
+            "kind": "train",
+            "lr": rate,
+            "grad_norm": float(norm),
+            "skipped": not finite,
+        }
         if not finite:
             self.run.append_metrics({**record, "conversations": [sample.id for sample in batch]})
         elif self.state.step % self.config.run.log_every == 0:
@@ -204,12 +240,18 @@ class Trainer:
                 f"Only {len(rendered)} usable conversations in {', '.join(data.train)}: more than "
                 f"data.validation_size = {data.validation_size} are needed."
             )
-        # Files may grow between sittings: membership of the held-out set is drawn per conversation, by its id.
-        rendered.sort(key=lambda item: random.Random(f"{self.config.run.seed}/{item.id}").random())
-        return rendered[data.validation_size :], rendered[: data.validation_size]
+        held_out = set(self.run.held_out_ids(lambda: self._choose_held_out(rendered)))
+        training = [item for item in rendered if item.id not in held_out]
+        return training, [item for item in rendered if item.id in held_out]
 
-    def _build_draft(self) -> DFlashDraft:
+    def _choose_held_out(self, rendered: list[Rendered]) -> list[str]:
+        return [item.id for item in random.Random(self.config.run.seed).sample(rendered, self.config.data.validation_size)]
+
+    def _build_draft(self, latest: Path | None) -> DFlashDraft:
+        """The draft of a run's newest checkpoint (its weights follow in full precision), or a new one as configured."""
         wanted = self.config.draft
+        if latest is not None:
+            return DFlashDraft.from_pretrained(latest / "draft", dtype="float32", device=self.device).train()
         if wanted.init not in ("random", "warm"):
             return self._continue_draft(wanted.init)
         draft_config = DFlashConfig.for_target(
@@ -230,8 +272,11 @@ class Trainer:
     def _continue_draft(self, folder: str) -> DFlashDraft:
         draft = DFlashDraft.from_pretrained(folder, dtype="float32", device=self.device).train()
         draft.check_target(self.target)
-        for name in self.config.draft.model_fields_set - {"init"}:
-            have, asked = getattr(draft.config, name), getattr(self.config.draft, name)
-            if asked is not None and have != asked:
-                raise UserError(f"draft.{name} = {asked} contradicts the draft in {folder!r}, which has {have}.")
+        # A resolved config spells out every default, so only a setting that differs from its default was asked for.
+        for name, field in type(self.config.draft).model_fields.items():
+            asked = getattr(self.config.draft, name)
+            if name != "init" and asked not in (None, field.default, getattr(draft.config, name)):
+                raise UserError(
+                    f"draft.{name} = {asked} contradicts the draft in {folder!r}, which has {getattr(draft.config, name)}."
+                )
         return draft
