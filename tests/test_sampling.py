@@ -173,6 +173,16 @@ def test_the_engine_emits_texts_with_the_joint_distribution_of_the_target(mode):
     assert chi_square_fits(counts.flatten(), joint.flatten() * runs)
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-45, 5e-324])
+def test_a_tiny_temperature_is_greedy_and_never_leaves_the_vocabulary(temperature):
+    logits = torch.tensor([[-40.0, 12.5, 12.0, 30.0], [0.0, -1.0, -math.inf, -2.0], [7.0, 9.0, 9.0, -5.0]])
+    probs = probabilities(logits, temperature)
+    expected = torch.tensor([[0, 0, 0, 1], [1, 0, 0, 0], [0, 0.5, 0.5, 0]])
+    torch.testing.assert_close(probs, expected)
+    tokens = draw(probs, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+    assert tokens.tolist() == [3, 0, 2]
+
+
 @pytest.mark.parametrize("temperature", [-0.1, math.nan, math.inf])
 def test_impossible_temperatures_are_refused(temperature):
     with pytest.raises(UserError, match="temperature"):

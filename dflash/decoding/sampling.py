@@ -11,6 +11,7 @@ import torch
 from dflash.errors import UserError
 
 RULES = ("target", "rejection")
+_SMALLEST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,13 @@ def most_likely(logits: torch.Tensor) -> torch.Tensor:
 
 
 def probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Distribution [R, V] (fp32) behind logits [R, V] at a temperature above 0."""
-    return (logits.float() / temperature).softmax(-1)
+    """Distribution [R, V] (fp32) behind logits [R, V] at a temperature above 0, however small.
+
+    The row's maximum goes before the division: what is left is 0 or below, and may overflow only to probability 0.
+    """
+    logits = logits.float()
+    # Below fp32's smallest normal number the division itself (0 / 0) would no longer be one.
+    return ((logits - logits.amax(-1, keepdim=True)) / max(temperature, _SMALLEST)).softmax(-1)
 
 
 def draw(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
