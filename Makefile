@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
+# `make -j` would convert the target before the packages for it are installed.
+.NOTPARALLEL:
 .PHONY: help app test lab target chromium clean
 .DEFAULT_GOAL := help
 
