@@ -285,6 +285,22 @@ def test_synthesize_answers_a_prompt_file_and_goes_on_where_it_stopped(tiny_targ
     assert len(out.read_text().splitlines()) == 3
 
 
+def test_synthesize_answers_every_file_whose_prompts_have_no_ids(tiny_target_folder, tmp_path, capsys):
+    files = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
+    for file in files:
+        rows = [{"turns": [f"a question of {file.stem}"]}, {"id": f"{file.stem}-own", "turns": ["another"]}]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out.jsonl"
+    arguments = ["synthesize", "--out", str(out), "--target", tiny_target_folder, "--max-new-tokens", "2"]
+    arguments += ["--device", "cpu", "--threads", "1"]
+    assert main([*arguments, "--prompts", str(files[0]), "--prompts", str(files[1])]) == 0
+    ids = [json.loads(line)["id"] for line in out.read_text().splitlines()]
+    assert sorted(ids) == ["first-1", "first-own", "second-1", "second-own"]
+    capsys.readouterr()
+    assert main([*arguments, "--prompts", str(files[0]), "--prompts", str(files[0])]) == 2
+    assert "'first-1'" in capsys.readouterr().err
+
+
 def test_doctor_prints_json_for_programs_and_lines_for_people(capsys):
     code = main(["doctor", "--json"])
     report = json.loads(capsys.readouterr().out)

@@ -125,6 +125,21 @@ def test_prompts_that_are_too_long_are_counted_and_left_out(tiny_target, tmp_pat
     assert (report.written, report.rejected) == (1, 1)
 
 
+def test_two_prompts_of_one_id_are_refused_before_anything_is_written(tiny_target, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match="'p0'"):
+        answer_prompts(tiny_target, [*PROMPTS, Prompt("p0", ["another text"])], out, SETTINGS, progress=False)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("start", [answer_prompts, self_instruct])
+def test_lengths_beyond_the_targets_positions_are_refused_at_the_start(start, tiny_target, tmp_path):
+    work = PROMPTS if start is answer_prompts else 1
+    settings = SynthesisSettings(max_prompt_tokens=500, max_new_tokens=13)
+    with pytest.raises(UserError, match="513, but target .* has 512 positions"):
+        start(tiny_target, work, tmp_path / "out.jsonl", settings, progress=False)
+
+
 def test_the_user_turn_starts_where_the_template_puts_the_users_words(tiny_target):
     assert user_turn_prefix(tiny_target) == "<|im_start|>user\n"
 

@@ -25,7 +25,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="JSONL with `id`, `category` and `turns`, of which the first is answered; may be repeated",
+        help="JSONL with `id` (left out: file name and line), `category` and `turns`, of which the first is answered; "
+        "may be repeated",
     )
     sources.add_argument(
         "--dataset", type=words, metavar="ID", help="a Hugging Face data set or a folder of data files"
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     from dflash.data.conversations import read_prompts
     from dflash.data.synthesize import SynthesisReport, SynthesisSettings, answer_prompts, self_instruct
 
-    prompts = [prompt for file in args.prompts for prompt in read_prompts(file, args.limit)]
+    # Line numbers stand in for missing ids; the file's name keeps those of one file apart from another's.
+    prompts = [p for file in args.prompts for p in read_prompts(file, args.limit, id_prefix=f"{file.stem}-")]
     if args.dataset:
         from dflash.data.hf_dataset import read_dataset_prompts
 

@@ -30,14 +30,17 @@ class Prompt:
     category: str = ""
 
 
-def read_prompts(path: Path | str, limit: int | None = None) -> list[Prompt]:
-    """All prompts of a JSONL file with `id`, `category` and `turns`; a bad line is named by number and reason."""
+def read_prompts(path: Path | str, limit: int | None = None, *, id_prefix: str = "") -> list[Prompt]:
+    """All prompts of a JSONL file with `id`, `category` and `turns`; a bad line is named by number and reason.
+
+    A prompt without an `id` goes by `id_prefix` and its line number.
+    """
     prompts: list[Prompt] = []
     for number, record in islice(read_jsonl(path), limit):
         turns = record.get("turns")
         if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
             raise UserError(f"{path}, line {number}: `turns` must be a non-empty list of non-empty strings.")
-        prompts.append(Prompt(str(record.get("id", number)), turns, str(record.get("category", ""))))
+        prompts.append(Prompt(str(record.get("id", f"{id_prefix}{number}")), turns, str(record.get("category", ""))))
     if not prompts:
         raise UserError(f"{path} holds no prompts: each line is an object with `id`, `category` and `turns`.")
     return prompts

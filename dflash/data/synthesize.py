@@ -52,7 +52,13 @@ class SynthesisReport:
 def answer_prompts(
     target: TargetModel, prompts: list[Prompt], out: Path, settings: SynthesisSettings, progress: bool = True
 ) -> SynthesisReport:
-    """Append the target's greedy answers to the first turn of every prompt not yet in `out`."""
+    """Append the target's greedy answers to the first turn of every prompt not yet in `out`.
+
+    Raises:
+        UserError: two prompts share an id, `out` is no file of ours, or the lengths exceed the target's positions.
+    """
+    _check_lengths(target, settings)
+    _check_ids(prompts)
     done = _resume_ids(out)
     todo = [p for p in prompts if p.id not in done]
     report = SynthesisReport(resumed=len(prompts) - len(todo))
@@ -77,7 +83,12 @@ def answer_prompts(
 def self_instruct(
     target: TargetModel, count: int, out: Path, settings: SynthesisSettings, progress: bool = True
 ) -> SynthesisReport:
-    """Until `out` holds `count` self-instructed conversations: sample user turns, then answer them."""
+    """Until `out` holds `count` self-instructed conversations: sample user turns, then answer them.
+
+    Raises:
+        UserError: the target writes no usable user turns, or the lengths exceed the target's positions.
+    """
+    _check_lengths(target, settings)
     mine = {i for i in _resume_ids(out) if i.startswith(f"{SELF_INSTRUCT_SOURCE}-{settings.seed}-")}
     # Ids end in "-<wave>-<row>": the next wave follows the last one that left a conversation.
     wave_number = max((int(i.rsplit("-", 2)[1]) for i in mine), default=-1) + 1
@@ -109,6 +120,24 @@ def user_turn_prefix(target: TargetModel) -> str:
     if not mark:
         raise UserError(f"The chat template of {target.name!r} drops user messages, so it cannot be used.")
     return prefix
+
+
+def _check_lengths(target: TargetModel, settings: SynthesisSettings) -> None:
+    longest = settings.max_prompt_tokens + settings.max_new_tokens
+    if longest > target.max_length:
+        raise UserError(
+            f"Prompts of up to {settings.max_prompt_tokens} and answers of up to {settings.max_new_tokens} tokens make "
+            f"{longest}, but target {target.name!r} has {target.max_length} positions: lower one of the two."
+        )
+
+
+def _check_ids(prompts: list[Prompt]) -> None:
+    """Resuming goes by id, so of two prompts with the same one the second would never be answered."""
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise UserError(f"Two of the prompts have the id {prompt.id!r}: give every prompt an `id` of its own.")
+        seen.add(prompt.id)
 
 
 def _self_instructed_wave(
