@@ -69,4 +69,4 @@ def test_reading_a_config_does_not_import_torch():
 
 @pytest.mark.parametrize(("size", "gamma"), [(8, 4.0), (10, 5.0), (16, 7.0)])
 def test_decay_defaults_to_the_papers_values(size, gamma):
-    assert load_config(CONFIGS[0], [f"draft.block_size={size}"]).gamma == gamma
+    assert load_config(CONFIGS[0], [f"draft.block_size={size}", "blocks.gamma=null"]).gamma == gamma

@@ -143,7 +143,8 @@ class DFlashConfig:
             raise UserError(f"config.json names architectures {public.get('architectures')}, not {ARCHITECTURE!r}.")
         dflash = public.get("dflash_config") or {}
         if dflash.get("projector_type") not in (None, "dflash"):
-            raise UserError(f"config.json asks for projector_type {dflash['projector_type']!r}; supported: plain DFlash.")
+            asked = dflash["projector_type"]
+            raise UserError(f"config.json asks for projector_type {asked!r}; supported: plain DFlash.")
         if public.get("hidden_act", "silu") != "silu":
             raise UserError(f"config.json asks for hidden_act {public['hidden_act']!r}; supported: 'silu'.")
         kinds = set(public.get("layer_types") or ["full_attention"])

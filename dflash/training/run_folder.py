@@ -76,11 +76,13 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise UserError(f"Run folder {str(self.path)!r} is being trained by another process: stop that one first.") from error
+                raise UserError(
+                    f"Run folder {str(self.path)!r} is being trained by another process: stop that one first."
+                ) from error
             yield
 
     def set_status(self, state: str, **details: Any) -> None:
-        """`state` is one of running, finished, stopped, failed; the heartbeat is the time of writing (epoch seconds)."""
+        """`state` is running, finished, stopped or failed; the heartbeat is the time of writing (epoch seconds)."""
         record = {"state": state, "pid": os.getpid(), "heartbeat": time.time(), **details}
         write_atomically(self.path / "status.json", json.dumps(record, indent=2) + "\n")
 

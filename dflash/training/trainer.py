@@ -96,7 +96,7 @@ class Trainer:
                     skipped += 1
                     if skipped == _MAX_SKIPPED:
                         raise UserError(
-                            f"{_MAX_SKIPPED} steps in a row had a non-finite loss or gradient (see metrics.jsonl for the "
+                            f"{_MAX_SKIPPED} steps in a row had a non-finite loss or gradient (metrics.jsonl names the "
                             "conversations): lower optimizer.lr and start again from the last checkpoint."
                         )
             if self._stop_requested:
@@ -245,7 +245,8 @@ class Trainer:
         return training, [item for item in rendered if item.id in held_out]
 
     def _choose_held_out(self, rendered: list[Rendered]) -> list[str]:
-        return [item.id for item in random.Random(self.config.run.seed).sample(rendered, self.config.data.validation_size)]
+        chosen = random.Random(self.config.run.seed).sample(rendered, self.config.data.validation_size)
+        return [item.id for item in chosen]
 
     def _build_draft(self, latest: Path | None) -> DFlashDraft:
         """The draft of a run's newest checkpoint (its weights follow in full precision), or a new one as configured."""
@@ -276,7 +277,6 @@ class Trainer:
         for name, field in type(self.config.draft).model_fields.items():
             asked = getattr(self.config.draft, name)
             if name != "init" and asked not in (None, field.default, getattr(draft.config, name)):
-                raise UserError(
-                    f"draft.{name} = {asked} contradicts the draft in {folder!r}, which has {getattr(draft.config, name)}."
-                )
+                has = getattr(draft.config, name)
+                raise UserError(f"draft.{name} = {asked} contradicts the draft in {folder!r}, which has {has}.")
         return draft
