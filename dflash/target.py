@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache, DynamicCache
@@ -79,9 +80,9 @@ class TargetModel:
             local = _is_local(source)
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=local)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"Target {name!r} could not be loaded: {_first_line(error)} "
+                f"Target {name!r} could not be loaded: {_first_sentence(error)} "
                 f"Give {EMBEDDED_NAME!r}, a Hugging Face id or a folder with config.json and safetensors weights."
             ) from error
         return cls(model.to(device), tokenizer, name)
@@ -218,7 +219,7 @@ def load_target_config(name: str):
         source = resolve_target(name)
         return AutoConfig.from_pretrained(source, local_files_only=_is_local(source)).get_text_config()
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"Target {name!r} could not be read: {_first_line(error)}") from error
+        raise UserError(f"Target {name!r} could not be read: {_first_sentence(error)}") from error
 
 
 def _is_local(source: str) -> bool:
@@ -246,5 +247,6 @@ def _concat(captured: dict[int, torch.Tensor], layer_ids: Sequence[int]) -> torc
     return torch.cat([captured[i] for i in layer_ids], dim=-1) if layer_ids else None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(" .:") + "."

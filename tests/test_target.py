@@ -1,5 +1,8 @@
 """Targets of several families through one path; features come from exactly the layers asked for."""
 
+import errno
+import shutil
+
 import pytest
 import torch
 from transformers import (
@@ -173,6 +176,16 @@ def test_a_damaged_folder_is_refused(tiny_target_folder, tmp_path):
         TargetModel.load(str(tmp_path))
 
 
+@pytest.mark.parametrize("kept", [5, 4000])
+def test_damaged_weights_are_refused_in_one_sentence(tiny_target_folder, tmp_path, kept):
+    folder = shutil.copytree(tiny_target_folder, tmp_path / "damaged")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(UserError, match="damaged' could not be loaded: ") as caught:
+        TargetModel.load(str(folder))
+    assert "\n" not in str(caught.value)
+
+
 def test_an_empty_name_is_refused():
     with pytest.raises(UserError, match="name is empty"):
         TargetModel.load("  ")
@@ -220,6 +233,27 @@ def test_an_interrupted_conversion_leaves_nothing_behind(monkeypatch, tmp_path):
     monkeypatch.setattr("dflash.embedded.find_gguf", lambda: tmp_path / "any.gguf")
     monkeypatch.setattr("dflash.embedded._convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
+        ensure_embedded_target()
+    assert list((tmp_path / "targets").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("DFLASH_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("dflash.embedded.find_gguf", lambda: tmp_path / "any.gguf")
+    with pytest.raises(UserError, match=r"file/targets: Not a directory.*DFLASH_CACHE"):
+        ensure_embedded_target()
+
+
+def test_a_disk_that_fills_up_during_the_conversion_leaves_nothing_behind(monkeypatch, tmp_path):
+    def full(_gguf, out):
+        (out / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("DFLASH_CACHE", str(tmp_path))
+    monkeypatch.setattr("dflash.embedded.find_gguf", lambda: tmp_path / "any.gguf")
+    monkeypatch.setattr("dflash.embedded._convert", full)
+    with pytest.raises(UserError, match="No space left on device.*DFLASH_CACHE"):
         ensure_embedded_target()
     assert list((tmp_path / "targets").iterdir()) == []
 
