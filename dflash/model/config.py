@@ -68,12 +68,17 @@ class DFlashConfig:
         sliding_window: int | None = None,
         intermediate_size: int | None = None,
     ) -> "DFlashConfig":
-        """A draft shaped like one of the target's layers; everything not given is read from the target."""
+        """A draft shaped like one of the target's layers; everything not given is read from the target.
+
+        Raises:
+            UserError: the target has no rotary positions, too few layers for its features, or no spare mask token.
+        """
         source = target.config
+        rope = _full_attention_rope(target)
         heads = source.num_attention_heads
         return cls(
             hidden_size=source.hidden_size,
-            intermediate_size=intermediate_size or source.intermediate_size,
+            intermediate_size=intermediate_size or _mlp_width(target),
             num_hidden_layers=num_hidden_layers,
             num_attention_heads=heads,
             num_key_value_heads=getattr(source, "num_key_value_heads", None) or heads,
@@ -83,7 +88,7 @@ class DFlashConfig:
             mask_token_id=choose_mask_token(target) if mask_token_id is None else mask_token_id,
             target_layer_ids=target_layer_ids or default_layer_ids(target.num_layers, num_features),
             num_target_layers=target.num_layers,
-            rope_parameters=_full_attention_rope(source),
+            rope_parameters=rope,
             max_position_embeddings=source.max_position_embeddings,
             rms_norm_eps=getattr(source, "rms_norm_eps", 1e-6),
             sliding_window=sliding_window,
@@ -210,7 +215,19 @@ def _read_rope(public: dict[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _full_attention_rope(source) -> dict[str, Any]:
-    rope = dict(source.rope_parameters)
+def _mlp_width(target: TargetModel) -> int:
+    width = getattr(target.config, "intermediate_size", None)
+    if width is None:
+        raise UserError(f"Target {target.name!r} has no intermediate_size: set the draft's yourself.")
+    return width
+
+
+def _full_attention_rope(target: TargetModel) -> dict[str, Any]:
+    rope = getattr(target.config, "rope_parameters", None)
+    if not rope:
+        raise UserError(
+            f"Target {target.name!r} ({target.config.model_type}) has no rotary positions (rope_parameters), which a "
+            "draft takes from its target: choose another target."
+        )
     # Targets with several kinds of attention keep one set of rotary parameters per kind.
     return dict(rope.get("full_attention", rope))
