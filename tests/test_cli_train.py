@@ -36,6 +36,18 @@ def test_a_dry_run_prints_the_resolved_config_and_makes_nothing(config_file, tmp
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("run.device=abacus", "abacus"), ("run.device=meta", "meta"), ("draft.init=wram", "wram")],
+)
+def test_a_setting_this_machine_cannot_follow_leaves_no_run_folder(config_file, tmp_path, capsys, setting, said):
+    assert main(["train", str(config_file), setting, "--runs", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert f"'{said}'" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
 def test_training_ends_with_a_draft_that_generate_takes(config_file, tiny_target_folder, tmp_path, capsys):
     assert main(["train", str(config_file), "--runs", str(tmp_path), "--name", "first"]) == 0
     first_line = capsys.readouterr().out.splitlines()[0]

@@ -117,12 +117,25 @@ def use_machine(args: argparse.Namespace) -> str:
         torch.set_num_threads(args.threads)
     if args.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(args.device)
+    return args.device
+
+
+def check_device(name: str) -> None:
+    """Refuse a torch device that cannot compute here.
+
+    Raises:
+        UserError: no such device, or none on this machine.
+    """
+    if name == "cpu":
+        return  # always there, and torch need not be imported to know
+    import torch
+
     try:
-        torch.empty(0, device=args.device)
+        torch.zeros(1, device=name).item()  # the value has to come back: 'meta' is a device, but holds none
     except (RuntimeError, AssertionError) as error:
         available = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise UserError(f"Device {args.device!r} cannot be used here: choose auto or one of {available}.") from error
-    return args.device
+        raise UserError(f"Device {name!r} cannot be used here: choose one of {available}.") from error
 
 
 def check_writable(path: Path) -> None:

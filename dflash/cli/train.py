@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dflash.cli.options import check_device
 from dflash.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     from dflash.config import dump_config
 
     config, run_dir = _resumed(args) if args.resume else _fresh(args)
-    _check_data_files(config)
+    _check_files(config)
+    check_device(config.run.device)
     if args.dry_run:
         print(f"# Run folder: {run_dir}\n{dump_config(config)}", end="")
         return 0
@@ -80,13 +82,16 @@ def _resumed(args: argparse.Namespace) -> tuple["TrainConfig", Path]:
     return load_config(args.resume / "config.yaml", overrides), args.resume
 
 
-def _check_data_files(config: "TrainConfig") -> None:
-    """Refuse missing data before the run folder exists and the target is loaded."""
+def _check_files(config: "TrainConfig") -> None:
+    """Refuse missing data and a missing draft before the run folder exists and the target is loaded."""
     for path in config.data.train:
         if not Path(path).is_file():
             raise UserError(
                 f"Training data {path!r} does not exist: make it with `dflash synthesize` or set data.train=[FILE,...]."
             )
+    init = config.draft.init
+    if init not in ("random", "warm") and not (Path(init) / "config.json").is_file():
+        raise UserError(f"draft.init = {init!r} is neither 'random' nor 'warm' nor a draft folder with a config.json.")
 
 
 def _state(run_dir: Path) -> str:
