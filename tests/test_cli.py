@@ -1,5 +1,6 @@
 """The `dflash` command: quick help, one sentence and exit code 2 for bad input, results for programs."""
 
+import errno
 import json
 import os
 import subprocess
@@ -307,6 +308,35 @@ def test_doctor_prints_json_for_programs_and_lines_for_people(capsys):
     assert code == (0 if report["usable"] else 1)
     assert main(["doctor"]) == code
     assert "torch" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_one_sentence_that_names_the_file_and_what_is_kept(
+    tiny_models, prompt_file, tmp_path, monkeypatch, capsys
+):
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    prompts, out = prompt_file("math", 1), tmp_path / "out.jsonl"
+    target = tiny_models[:2]
+    monkeypatch.setattr("os.fsync", full)
+    assert main(["synthesize", "--prompts", prompts, "--out", str(out), "--max-new-tokens", "2", *target]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]  # behind the progress bar
+    assert said.startswith(f"dflash: {out}: No space left on device; every finished batch is kept")
+    journal = tmp_path / "out.json.partial.jsonl"
+    arguments = ["evaluate", "--prompts", prompts, "--json", str(tmp_path / "out.json"), "--max-new-tokens", "2"]
+    assert main([*arguments, *tiny_models]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"dflash: {journal}: No space left on device")
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+def test_output_that_nobody_can_take_is_one_sentence_too():
+    root = str(Path(__file__).resolve().parent.parent)
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "dflash", "doctor"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=root
+        )
+    assert result.returncode == 2
+    assert result.stderr == "dflash: No space left on device; nothing was changed.\n"
 
 
 def test_an_interruption_exits_with_130_and_says_what_is_kept(monkeypatch, capsys):

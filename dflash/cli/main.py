@@ -22,12 +22,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted, others as the command says."""
+    """Run one command; returns the exit code: 0 done, 2 bad input or a full disk, 130 interrupted, others as the command says."""
     # Their progress bars and advice belong to libraries, not to this tool; a download still shows its own bar.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()  # here, where a full disk or a gone reader can still be told apart from success
+        return code
     except UserError as error:
         print(f"dflash: {error}", file=sys.stderr)
         return 2
@@ -35,9 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ndflash: interrupted; {args.kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output (head, less) left. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _settle_stdout()  # the reader of our output (head, less) left
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or " ".join(str(error).split())
+        print(f"dflash: {where}{reason}; {args.kept}", file=sys.stderr)
+        _settle_stdout()
+        return 2
+
+
+def _settle_stdout() -> None:
+    """Write out what was printed, or drop it: Python would complain once more when it flushes at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from dflash.data.conversations import Prompt
 from dflash.data.generation import generate_batch
 from dflash.errors import UserError
+from dflash.files import naming
 from dflash.target import TargetModel
 
 SELF_INSTRUCT_SOURCE = "self-instruct"
@@ -191,7 +192,7 @@ def _write_wave(
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
         report.tokens += len(tokens)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "a", encoding="utf-8") as file:
+    with naming(out), open(out, "a", encoding="utf-8") as file:
         file.write("".join(lines))
         file.flush()
         os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dflash.errors import UserError
+from dflash.files import naming
 
 
 class Journal:
@@ -72,6 +73,7 @@ class Journal:
             raise UserError(f"{self.path} is damaged: delete it to evaluate afresh.") from error
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
