@@ -29,6 +29,7 @@ def test_a_port_in_use_is_one_sentence_and_exit_code_2(taken_port, capsys):
         (["--host", "no.such.host.invalid", "--auth", "a:b"], "no.such.host.invalid"),
         (["--auth", "nopassword"], "USER:PASSWORD"),
         (["--target", " "], "--target"),
+        (["--device", "abacus"], "'abacus'"),
     ],
 )
 def test_bad_options_are_named(options, named, capsys):

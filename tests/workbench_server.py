@@ -28,7 +28,14 @@ def running_workbench(target_folder: str, draft_folder: str, runs_folder: str, a
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = argparse.Namespace(
-        host="127.0.0.1", port=port, browser=False, runs=runs_folder, target=target_folder, draft=draft_folder
+        host="127.0.0.1",
+        port=port,
+        browser=False,
+        runs=runs_folder,
+        target=target_folder,
+        draft=draft_folder,
+        device="cpu",
+        dtype="bfloat16",
     )
     demo = serve(options, auth)
     try:

@@ -17,7 +17,7 @@ PAGES = {"Decode": "/", "Anatomy": "/anatomy"}
 
 def build_app(bench: Bench) -> gr.Blocks:
     """All pages. No model is loaded: the first page that needs one loads it."""
-    machine = f"{bench.target_name} · {here()}"
+    machine = f"{bench.target_name} · {here(bench.device)}"
     with gr.Blocks(title="DFlash Workbench", analytics_enabled=False, fill_width=True) as demo:
         top_bar("Decode", PAGES, machine)
         decode.build(bench, demo)

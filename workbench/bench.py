@@ -4,6 +4,7 @@ import json
 import threading
 from pathlib import Path
 
+from dflash.cli.options import pick_device
 from dflash.decoding.engine import Engine
 from dflash.model.loading import SHIPPED_DRAFTS, load_draft
 from dflash.target import TargetModel
@@ -14,7 +15,21 @@ SHIPPED = "shipped"
 class Bench:
     """One target and the drafts opened beside it. Loading happens once, whichever thread asks first."""
 
-    def __init__(self, target_name: str, draft_name: str = "", runs: Path = Path("runs"), dtype: str = "bfloat16") -> None:
+    def __init__(
+        self,
+        target_name: str,
+        draft_name: str = "",
+        runs: Path = Path("runs"),
+        *,
+        device: str = "auto",
+        dtype: str = "bfloat16",
+    ) -> None:
+        """`device` "auto" is CUDA if there is one, else the CPU.
+
+        Raises:
+            UserError: no such device here.
+        """
+        self.device = pick_device(device)
         self.target_name = target_name
         self.draft_name = draft_name or SHIPPED
         self.runs = runs
@@ -32,7 +47,7 @@ class Bench:
         """
         with self._lock:
             if self._target is None:
-                self._target = TargetModel.load(self.target_name, dtype=self.dtype)
+                self._target = TargetModel.load(self.target_name, dtype=self.dtype, device=self.device)
             return self._target
 
     def engine(self, draft_name: str) -> Engine:

@@ -39,7 +39,7 @@ def serve(options: argparse.Namespace, auth: tuple[str, str] | None):
     from workbench.app import build_app
     from workbench.bench import Bench
 
-    bench = Bench(options.target, options.draft, Path(options.runs))
+    bench = Bench(options.target, options.draft, Path(options.runs), device=options.device, dtype=options.dtype)
     demo = build_app(bench)
     demo.queue(default_concurrency_limit=None)
     demo.launch(
@@ -116,4 +116,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--auth", default="", metavar="USER:PASSWORD", help=f"ask for a login (or set ${AUTH_VARIABLE})")
     parser.add_argument("--target", default=EMBEDDED_NAME, help="target: embedded name, folder or Hugging Face id")
     parser.add_argument("--draft", default="", help="draft folder to open with; empty takes the shipped one")
+    parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of target and draft")
     return parser

@@ -5,10 +5,13 @@ from typing import Any
 import torch
 
 
-def here() -> str:
-    """What this process computes with, known before a model is loaded."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def here(device: str) -> str:
+    """What models on this torch device compute with, known before one is loaded."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.get_device_name(device)
+    if kind != "cpu":
+        return device
     return f"CPU, {_counted(torch.get_num_threads(), 'thread')}"
 
 

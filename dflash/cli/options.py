@@ -111,14 +111,25 @@ def use_machine(args: argparse.Namespace) -> str:
     Raises:
         UserError: no such device here.
     """
-    import torch
-
     if args.threads:
+        import torch
+
         torch.set_num_threads(args.threads)
-    if args.device == "auto":
+    return pick_device(args.device)
+
+
+def pick_device(name: str) -> str:
+    """The torch device behind a name: "auto" is CUDA if there is one, else the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        import torch
+
         return "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(args.device)
-    return args.device
+    check_device(name)
+    return name
 
 
 def check_device(name: str) -> None:

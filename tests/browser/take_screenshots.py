@@ -32,7 +32,14 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     served = argparse.Namespace(
-        host="127.0.0.1", port=port, browser=False, runs="runs", target=options.target, draft=options.draft
+        host="127.0.0.1",
+        port=port,
+        browser=False,
+        runs="runs",
+        target=options.target,
+        draft=options.draft,
+        device="auto",
+        dtype="bfloat16",
     )
     demo = serve(served, None)
     with sync_playwright() as playwright:
