@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import byte_tokenizer
+from byte_tokenizer import byte_tokenizer
 from scripted_proposer import ScriptedProposer
 from transformers import (
     Gemma2Config,
