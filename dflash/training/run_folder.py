@@ -19,7 +19,7 @@ from typing import Any
 
 from dflash.config import TrainConfig, dump_config
 from dflash.errors import UserError
-from dflash.files import write_atomically
+from dflash.files import naming, write_atomically
 
 
 class RunFolder:
@@ -87,7 +87,7 @@ class RunFolder:
         write_atomically(self.path / "status.json", json.dumps(record, indent=2) + "\n")
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        with open(self.metrics_file, "a", encoding="utf-8") as file:
+        with naming(self.metrics_file), open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def cut_metrics(self, last_batch: int) -> None:

@@ -30,6 +30,7 @@ def test_texts_keep_aa_contrast_in_light_and_dark(visit, path):
 
 def test_pages_are_reached_by_their_links(visit):
     page = visit().page
+    page.wait_for_timeout(2_000)  # leaving while the page still asks its first questions makes Gradio log an abort
     page.click(".df-bar-top nav a:has-text('Anatomy')")
     page.wait_for_selector(".df-strip")
     assert page.url.endswith("/anatomy")
@@ -47,6 +48,8 @@ def test_the_chosen_colours_survive_a_reload(visit):
 def test_decode_is_reached_and_pressed_by_keyboard_alone(visit):
     tab = visit()
     page = tab.page
+    page.set_default_timeout(90_000)  # a whole run of the default length
+    page.wait_for_timeout(1_000)
     page.focus("#prompt textarea")
     for _ in range(30):
         page.keyboard.press("Tab")

@@ -76,7 +76,7 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
     compute = {"outputs": outputs, "concurrency_id": COMPUTE, "concurrency_limit": 1, "show_progress": "hidden"}
     private = {"api_visibility": "private"}
     clicked = gr.on(
-        [start.click, controls["prompt"].submit], decode_prompt, inputs, trigger_mode="once", **compute, **private
+        [start.click, controls["prompt"].submit], decode_prompt, inputs, trigger_mode="multiple", **compute, **private
     )
     linked = demo.load(open_link, None, inputs, concurrency_limit=None, show_progress="hidden", **private)
     opened = linked.success(decode_link, inputs, **compute, **private)
