@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.optim import Optimizer
 
 from dflash.errors import UserError
+from dflash.files import write_atomically
 from dflash.model.draft import DFlashDraft
 
 _TRAINER_FILE = "trainer.json"
@@ -84,7 +85,7 @@ class CheckpointStore:
             _sync_tree(staging)
             os.replace(staging, final)
             if is_best:
-                _replace_text(self._folder / _BEST_FILE, json.dumps({"name": name, "loss": state.best_loss}))
+                write_atomically(self._folder / _BEST_FILE, json.dumps({"name": name, "loss": state.best_loss}))
         except (OSError, SafetensorError, CheckpointException) as error:
             shutil.rmtree(staging, ignore_errors=True)
             raise UserError(
@@ -143,12 +144,6 @@ def generator_state(generator: torch.Generator) -> list[int]:
 
 def restore_generator(generator: torch.Generator, state: list[int]) -> None:
     generator.set_state(torch.tensor(state, dtype=torch.uint8))
-
-
-def _replace_text(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_text(text)
-    os.replace(staging, path)
 
 
 def _sync_tree(folder: Path) -> None:
