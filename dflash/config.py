@@ -19,10 +19,12 @@ class _Section(BaseModel):
 
 class TargetConfig(_Section):
     name: str = Field("smollm2-135m", min_length=1, description="embedded name, Hugging Face id or folder")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub target; default: the newest")
     dtype: Literal["bfloat16", "float32", "float16"] = Field("bfloat16", description="dtype of the frozen target")
 
 
 class DraftConfig(_Section):
+    type: str = Field("dflash", description="kind of draft")
     num_hidden_layers: int = Field(5, ge=1, description="decoder layers of the draft")
     num_features: int = Field(5, ge=1, description="target layers whose outputs are the context")
     target_layer_ids: list[int] | None = Field(None, min_length=1, description="0-based layers; default: spread evenly")
@@ -45,16 +47,34 @@ class DraftConfig(_Section):
 
 
 class DataConfig(_Section):
-    train: list[str] = Field(min_length=1, description="conversation files (JSONL)")
+    train: list[str] = Field(min_length=1, description="conversations: JSONL files, data folders or Hugging Face ids")
+    subset: str | None = Field(None, description="configuration of a data set that has several")
+    split: str = Field("train", min_length=1, description="of a data set; files have none")
+    streaming: bool = Field(False, description="read a data set while training starts, instead of downloading it whole")
+    limit: int | None = Field(None, ge=1, description="conversations taken from each source; default: all")
     validation_size: int = Field(64, ge=1, description="conversations held out, drawn by seed")
-    max_length: int = Field(512, ge=8, description="tokens; longer conversations are truncated")
+    max_length: int = Field(512, ge=8, description="tokens of a row; longer conversations are truncated")
     min_supervised: int = Field(2, ge=2, description="supervised tokens below which a conversation is left out")
+    thinking: Literal["keep", "drop"] = Field("keep", description="thinking blocks of the answers")
+    last_turn_only: bool = Field(False, description="supervise the last answer of a conversation only")
+    packing: bool = Field(False, description="several conversations in a row of max_length, none seeing another")
+    length_grouping: bool = Field(False, description="rows of one step have similar lengths")
+
+
+class FeaturesConfig(_Section):
+    source: Literal["in_process", "cache"] = Field("in_process", description="where target features come from")
+    cache: str | None = Field(None, description="folder written by `dflash capture`; source: cache only")
+    prefetch: int = Field(2, ge=0, description="micro-batches prepared ahead; 0: none")
 
 
 class BlocksConfig(_Section):
-    num_anchors: int = Field(512, ge=1, description="anchor slots per conversation")
+    num_anchors: int = Field(512, ge=1, description="anchor slots per row")
     gamma: float | None = Field(None, gt=0, description="decay of the slot weights; default: by block size")
     attention: Literal["auto", "dense", "flex", "split"] = Field("auto", description="form of the masked attention")
+
+
+class ObjectiveConfig(_Section):
+    name: Literal["cross_entropy"] = Field("cross_entropy", description="loss of a slot, decayed along the block")
 
 
 class OptimizerConfig(_Section):
@@ -65,6 +85,7 @@ class OptimizerConfig(_Section):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="average the weights, e.g. 0.999; default: off")
 
     @model_validator(mode="after")
     def _rates_are_ordered(self):
@@ -88,16 +109,55 @@ class ScheduleConfig(_Section):
         return self
 
 
-class RunConfig(_Section):
-    max_steps: int = Field(1000, ge=1, description="optimizer steps")
-    batch_size: int = Field(8, ge=1, description="conversations per optimizer step")
-    seed: int = Field(0, ge=0)
-    device: str = Field("cpu", description="torch device of target and draft")
-    autocast: bool = Field(True, description="bf16 matrix products over fp32 master weights")
+class ParallelConfig(_Section):
+    """How the ranks that `torchrun` starts share the work; one process needs none of it."""
+
+    strategy: Literal["replicate", "full_shard", "hybrid"] = Field(
+        "full_shard", description="replicate: whole draft on each rank; hybrid: shards inside groups, copies across"
+    )
+    shard_size: int | None = Field(None, ge=2, description="ranks that share one copy; hybrid only")
+    reduce_dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype in which gradients are summed")
+    cpu_offload: bool = Field(False, description="keep master weights and optimizer state in host memory")
+    activation_checkpointing: bool = Field(False, description="recompute layers in the backward pass to save memory")
+    compile: bool = Field(False, description="torch.compile the draft's layers")
+
+
+class CheckpointConfig(_Section):
+    every: int = Field(100, ge=1, description="steps")
+    keep: int = Field(2, ge=1, description="newest ones kept besides the best")
+    asynchronous: bool = Field(False, description="write while training goes on")
+
+
+class MetricsConfig(_Section):
     log_every: int = Field(10, ge=1, description="steps")
     validate_every: int = Field(100, ge=1, description="steps")
-    checkpoint_every: int = Field(100, ge=1, description="steps")
-    keep_checkpoints: int = Field(2, ge=1, description="newest ones kept besides the best")
+    decode_every: int | None = Field(None, ge=1, description="steps between decoded-tau measurements; default: never")
+    decode_prompts: str | None = Field(None, description="prompt file for decoded tau; default: held-out conversations")
+    decode_count: int = Field(4, ge=1, description="prompts decoded each time")
+    decode_tokens: int = Field(64, ge=1, description="new tokens per decoded prompt")
+    decode_seconds: float = Field(60.0, gt=0, description="longest time a measurement may take")
+    adapters: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        default_factory=list, description="also send metrics there; keys come from the environment"
+    )
+    project: str = Field("dflash", min_length=1, description="project name for wandb and trackio")
+
+
+class RunConfig(_Section):
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; default: by epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the training data; instead of max_steps")
+    batch_size: int = Field(8, ge=1, description="rows per optimizer step, over all ranks and micro-batches")
+    micro_batch_size: int = Field(1, ge=1, description="rows per forward and backward on one rank")
+    seed: int = Field(0, ge=0)
+    device: str = Field("cpu", description="torch device of target and draft, or 'auto'")
+    autocast: bool = Field(True, description="bf16 matrix products over fp32 master weights")
+
+    @model_validator(mode="after")
+    def _one_length(self):
+        if self.max_steps is not None and self.epochs is not None:
+            raise ValueError(f"max_steps {self.max_steps} and epochs {self.epochs} contradict each other: drop one")
+        if self.max_steps is None and self.epochs is None:
+            self.max_steps = 1000
+        return self
 
 
 class TrainConfig(_Section):
@@ -106,9 +166,14 @@ class TrainConfig(_Section):
     target: TargetConfig = TargetConfig()
     draft: DraftConfig = DraftConfig()
     data: DataConfig
+    features: FeaturesConfig = FeaturesConfig()
     blocks: BlocksConfig = BlocksConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
     run: RunConfig = RunConfig()
 
     @property

@@ -20,7 +20,9 @@ def config_file(tiny_target_folder, tmp_path) -> Path:
         "draft": {"num_hidden_layers": 1, "num_features": 2, "block_size": 4},
         "data": {"train": [str(talk)], "validation_size": 1, "max_length": 128},
         "blocks": {"num_anchors": 4},
-        "run": {"max_steps": 2, "batch_size": 1, "validate_every": 2, "checkpoint_every": 1, "autocast": False},
+        "run": {"max_steps": 2, "batch_size": 1, "autocast": False},
+        "checkpoint": {"every": 1},
+        "metrics": {"validate_every": 2},
     }
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tree))

@@ -42,10 +42,9 @@ def config(tiny_target_folder, conversations):
             "data": {"train": [conversations], "validation_size": 2, "max_length": 128},
             "blocks": {"num_anchors": 8},
             "optimizer": sections.get("optimizer", {}),
-            "run": {
-                "max_steps": 6, "batch_size": 2, "log_every": 1, "validate_every": 3, "checkpoint_every": 2,
-                "autocast": False, **sections.get("run", {}),
-            },
+            "run": {"max_steps": 6, "batch_size": 2, "autocast": False, **sections.get("run", {})},
+            "checkpoint": {"every": 2, **sections.get("checkpoint", {})},
+            "metrics": {"log_every": 1, "validate_every": 3, **sections.get("metrics", {})},
         }  # fmt: skip
         return parse_config(tree, "test")
 
@@ -204,7 +203,7 @@ def test_a_full_disk_during_a_save_leaves_the_older_checkpoint_and_a_sentence(co
 
 
 def test_rotation_keeps_the_newest_and_the_best(config, tmp_path):
-    settings = config(run={"max_steps": 10, "checkpoint_every": 1, "validate_every": 100, "keep_checkpoints": 2})
+    settings = config(run={"max_steps": 10}, checkpoint={"every": 1, "keep": 2}, metrics={"validate_every": 100})
     run = RunFolder.create(tmp_path / "run", settings)
     trainer = Trainer(settings, run)
     trainer.state.step, trainer.state.best_loss = 1, 0.5
@@ -243,7 +242,7 @@ def test_a_run_that_failed_before_its_first_step_says_so_and_its_name_may_be_use
 
 
 def test_training_lowers_the_loss_and_raises_the_run_of_right_slots(config, tmp_path):
-    train(config(run={"max_steps": 60, "validate_every": 60}, optimizer={"lr": 3e-3}), tmp_path / "run", progress=False)
+    train(config(run={"max_steps": 60}, metrics={"validate_every": 60}, optimizer={"lr": 3e-3}), tmp_path / "run", progress=False)
     lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
     assert lines[-1]["tau_estimate"] > lines[0]["tau_estimate"] + 0.5

@@ -63,7 +63,7 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         self.target = TargetModel.load(config.target.name, dtype=config.target.dtype, device=self.device)
         self.training, self.validation = self._load_data()
-        self.store = CheckpointStore(run.checkpoints, config.run.keep_checkpoints)
+        self.store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
         latest = self.store.latest()
         self.draft = self._build_draft(latest)
         self.features = InProcessFeatures(self.target, self.draft.config.target_layer_ids)
@@ -110,8 +110,8 @@ class Trainer:
         """Validate and save when it is time."""
         settings, step = self.config.run, self.state.step
         last = step == settings.max_steps
-        improved = (last or step % settings.validate_every == 0) and self._validate(bar)
-        if improved or last or step % settings.checkpoint_every == 0:
+        improved = (last or step % self.config.metrics.validate_every == 0) and self._validate(bar)
+        if improved or last or step % self.config.checkpoint.every == 0:
             self._save(improved)
 
     def _step(self, bar: tqdm) -> bool:
@@ -214,7 +214,7 @@ class Trainer:
         }
         if not finite:
             self.run.append_metrics({**record, "conversations": [sample.id for sample in batch]})
-        elif self.state.step % self.config.run.log_every == 0:
+        elif self.state.step % self.config.metrics.log_every == 0:
             summary = pooled.summary()
             self.run.append_metrics({**record, **summary, "tokens": tokens, "tokens_per_s": tokens / seconds})
             self.run.set_status("running", step=self.state.step, max_steps=self.config.run.max_steps)
@@ -276,7 +276,7 @@ class Trainer:
         # A resolved config spells out every default, so only a setting that differs from its default was asked for.
         for name, field in type(self.config.draft).model_fields.items():
             asked = getattr(self.config.draft, name)
-            if name != "init" and asked not in (None, field.default, getattr(draft.config, name)):
+            if name not in ("init", "type") and asked not in (None, field.default, getattr(draft.config, name)):
                 has = getattr(draft.config, name)
                 raise UserError(f"draft.{name} = {asked} contradicts the draft in {folder!r}, which has {has}.")
         return draft
