@@ -64,7 +64,9 @@ class DataConfig(_Section):
 class FeaturesConfig(_Section):
     source: Literal["in_process", "cache"] = Field("in_process", description="where target features come from")
     cache: str | None = Field(None, description="folder written by `dflash capture`; source: cache only")
-    prefetch: int = Field(2, ge=0, description="micro-batches prepared ahead; 0: none")
+    prefetch: int | None = Field(
+        None, ge=0, description="micro-batches prepared ahead; default: 0 for in_process on a CPU, else 2"
+    )
 
 
 class BlocksConfig(_Section):
