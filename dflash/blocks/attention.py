@@ -70,7 +70,7 @@ class SplitAttention:
         slots = torch.arange(size, device=device)
         context = torch.arange(plan.sequence_length, device=device)
         self.hide_context = ~sees_context(
-            plan.anchors[:, :, None, None], slots[:, None], context, window
+            plan.starts[:, :, None, None], plan.anchors[:, :, None, None], slots[:, None], context, window
         ).expand(batch, blocks, size, plan.sequence_length)
         self.hide_slots = ~sees_slot(0, slots[:, None], 0, slots, window) if window is not None else None
         self.alive = _alive_slots(plan)

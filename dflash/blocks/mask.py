@@ -1,8 +1,8 @@
 """Who may see whom: one predicate, and its dense and FlexAttention forms (the split form is in `attention.py`).
 
 Key axis: the S context tokens first, then the N*K draft slots. Query axis: the N*K draft slots.
-A slot sees the context strictly before its anchor (the anchor's own feature does not exist yet when decoding) and
-every slot of its own block. In a layer with a sliding window of W tokens, the context must also lie within W - 1
+A slot sees the context of its own document strictly before its anchor (the anchor's own feature does not exist yet
+when decoding) and every slot of its own block. In a layer with a sliding window of W tokens, the context must also lie within W - 1
 tokens of the slot's position, and the block is causal.
 """
 
@@ -14,9 +14,9 @@ import torch
 from dflash.blocks.plan import BlockPlan
 
 
-def sees_context(anchor, slot, context_position, window: int | None):
-    """Whether a slot sees a context token; tensors or numbers, broadcast together."""
-    visible = context_position < anchor
+def sees_context(start, anchor, slot, context_position, window: int | None):
+    """Whether a slot sees a context token; tensors or numbers, broadcast together. `start`: of its document."""
+    visible = (start <= context_position) & (context_position < anchor)
     if window is not None:
         visible = visible & (context_position >= anchor + slot - (window - 1))
     return visible
@@ -33,7 +33,7 @@ def sees_slot(block, slot, other_block, other_slot, window: int | None):
 def mask_predicate(plan: BlockPlan, window: int | None = None) -> Callable:
     """`visible(b, h, q, kv) -> bool` in FlexAttention's signature; the head index is not used."""
     length, block_size = plan.sequence_length, plan.block_size
-    anchors, keep = plan.anchors, plan.keep
+    starts, anchors, keep = plan.starts, plan.anchors, plan.keep
     last_slot = plan.num_anchors * block_size - 1
 
     def visible(b, h, q, kv):
@@ -42,7 +42,7 @@ def mask_predicate(plan: BlockPlan, window: int | None = None) -> Callable:
         q = q.clamp(max=last_slot)
         draft_kv = (kv - length).clamp(min=0, max=last_slot)
         block, slot = q // block_size, q % block_size
-        context = (kv < length) & sees_context(anchors[b, block], slot, kv, window)
+        context = (kv < length) & sees_context(starts[b, block], anchors[b, block], slot, kv, window)
         own = (kv >= length) & sees_slot(block, slot, draft_kv // block_size, draft_kv % block_size, window)
         return keep[b, block] & (context | own) & in_range
 
@@ -77,7 +77,7 @@ def flex_block_mask(plan: BlockPlan, window: int | None = None):
 def explain(plan: BlockPlan, sequence: int, query: int, key: int, window: int | None = None) -> str:
     """In words, why slot `query` does or does not see key `key` (both indices on the mask's axes)."""
     block, slot = divmod(query, plan.block_size)
-    anchor = int(plan.anchors[sequence, block])
+    anchor, start = int(plan.anchors[sequence, block]), int(plan.starts[sequence, block])
     me = f"Slot {slot} of block {block} (anchor {anchor})"
     if not plan.keep[sequence, block]:
         return f"{me} sees nothing: the block was dropped, no anchor was left for it."
@@ -85,7 +85,9 @@ def explain(plan: BlockPlan, sequence: int, query: int, key: int, window: int | 
         if key >= anchor:
             why = "its feature does not exist yet when decoding" if key == anchor else "it lies in the future"
             return f"{me} does not see context token {key}: only context strictly before the anchor is visible, {why}."
-        if not sees_context(anchor, slot, key, window):
+        if key < start:
+            return f"{me} does not see context token {key}: it belongs to another document; this one begins at {start}."
+        if not sees_context(start, anchor, slot, key, window):
             return f"{me} does not see context token {key}: it lies outside the sliding window of {window} tokens."
         return f"{me} sees context token {key}: it lies strictly before the anchor."
     other_block, other_slot = divmod(key - plan.sequence_length, plan.block_size)

@@ -92,21 +92,24 @@ class DFlashDraft(nn.Module):
         features: torch.Tensor,
         slot_positions: torch.Tensor,
         attend: BlockAttention,
+        context_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Training forward over all blocks of a plan.
 
         Args:
             slot_embeddings: [B, Q, E], the target's embedding of anchors and mask tokens.
             features: [B, S, n*E] of the whole text.
-            slot_positions: [B, Q], anchor + slot.
+            slot_positions: [B, Q], anchor + slot, counted from the start of the document.
             attend: built from the same plan.
+            context_positions: [B, S], of every token in its document; None: 0 to S-1, one document per row.
 
         Returns:
             [B, Q, E] final-normed hidden states, ready for the target's LM head.
         """
         context = self.context(features)
-        text_positions = torch.arange(features.shape[1], device=features.device)[None]
-        context_angles = self.rotary(context, text_positions)
+        if context_positions is None:
+            context_positions = torch.arange(features.shape[1], device=features.device)[None]
+        context_angles = self.rotary(context, context_positions)
         slot_angles = self.rotary(context, slot_positions)
         states = slot_embeddings.to(context.dtype)
         for layer in self.layers:
