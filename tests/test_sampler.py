@@ -6,7 +6,7 @@ import pytest
 
 from dflash.data.sampler import ShuffledSampler
 
-LENGTHS = [random.Random(4).randint(5, 500) for _ in range(103)]
+LENGTHS = random.Random(4).choices(range(5, 500), k=103)
 STEP = 8
 
 
