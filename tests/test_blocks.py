@@ -22,10 +22,22 @@ def text():
     return ids, loss_mask
 
 
-@pytest.fixture
-def plan(text):
-    generator = torch.Generator().manual_seed(1)
-    return plan_blocks(*text, block_size=SIZE, num_anchors=ANCHORS, gamma=4.0, generator=generator)
+@pytest.fixture(params=["whole", "packed"])
+def plan(text, request):
+    """Blocks of rows that are one document each, or three and two."""
+    document_start = None
+    if request.param == "packed":
+        document_start = torch.zeros(2, LENGTH, dtype=torch.int64)
+        document_start[0, 9:28], document_start[0, 28:] = 9, 28
+        document_start[1, 21:] = 21
+    return plan_blocks(
+        *text,
+        block_size=SIZE,
+        num_anchors=ANCHORS,
+        gamma=4.0,
+        generator=torch.Generator().manual_seed(1),
+        document_start=document_start,
+    )
 
 
 def reference_mask(plan, sequence, window):
@@ -36,10 +48,10 @@ def reference_mask(plan, sequence, window):
         block, slot = divmod(q, plan.block_size)
         if not plan.keep[sequence, block]:
             continue
-        anchor = int(plan.anchors[sequence, block])
+        anchor, start = int(plan.anchors[sequence, block]), int(plan.starts[sequence, block])
         for kv in range(length + slots):
             if kv < length:
-                mask[q, kv] = kv < anchor and (window is None or kv >= anchor + slot - (window - 1))
+                mask[q, kv] = start <= kv < anchor and (window is None or kv >= anchor + slot - (window - 1))
             else:
                 other, other_slot = divmod(kv - length, plan.block_size)
                 mask[q, kv] = other == block and (window is None or other_slot <= slot)
@@ -90,6 +102,39 @@ def test_labels_and_weights_follow_the_text(text):
     assert inputs[0, 1].tolist() == [ids[0, 35], 99, 99, 99]
 
 
+def test_a_row_with_a_generator_of_its_own_draws_the_same_anchors_in_any_batch_and_padding():
+    mask = torch.rand(3, 70, generator=torch.Generator().manual_seed(2)) < 0.7
+    mask[1, 40:] = False  # as padding does
+
+    def sample(rows, length):
+        generators = [torch.Generator().manual_seed(100 + row) for row in rows]
+        return sample_anchors(mask[rows, :length], 6, generators)[0]
+
+    together = sample([0, 1, 2], 70)
+    assert torch.equal(together[1:2], sample([1], 40))
+    assert torch.equal(together[[2, 0]], sample([2, 0], 70))
+    assert not torch.equal(together[0], together[2])
+    with pytest.raises(ValueError, match="1 generators were given for 2 rows"):
+        sample_anchors(mask[:2], 6, [torch.Generator()])
+
+
+def test_the_last_token_of_a_document_is_no_anchor_since_its_successor_is_another_documents():
+    loss_mask = torch.ones(1, 10, dtype=torch.bool)
+    document_start = torch.tensor([[0] * 4 + [4] * 6])
+    assert candidate_mask(loss_mask, document_start)[0].nonzero().flatten().tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+
+
+def test_positions_labels_and_weights_stop_at_the_documents_edges():
+    ids, loss_mask = torch.arange(10, 20)[None], torch.ones(1, 10, dtype=torch.bool)
+    anchors, keep = torch.tensor([[2, 5, 0]]), torch.tensor([[True, True, False]])
+    document_start = torch.tensor([[0] * 4 + [4] * 6])
+    plan = lay_out(ids, loss_mask, anchors, keep, block_size=4, gamma=2.0, document_start=document_start)
+    assert plan.starts.tolist() == [[0, 4, 0]]
+    assert plan.slot_positions.view(3, 4)[:2].tolist() == [[2, 3, 4, 5], [1, 2, 3, 4]]
+    assert plan.labels[0].tolist() == [[12, 13, 0, 0], [15, 16, 17, 18], [0, 0, 0, 0]]
+    assert (plan.weights[0] > 0).int().tolist() == [[0, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]]
+
+
 @pytest.mark.parametrize("window", [None, 6])
 def test_dense_mask_equals_the_written_rule(plan, window):
     dense = dense_mask(plan, window)
@@ -137,12 +182,15 @@ def test_every_cell_is_explained_in_agreement_with_the_mask(plan, window):
             for sequence in range(2):
                 words = explain(plan, sequence, q, kv, window)
                 assert (" sees context" in words or " sees slot" in words) == bool(dense[sequence, q, kv]), words
+                alive, start = plan.keep[sequence, q // SIZE], plan.starts[sequence, q // SIZE]
+                assert ("another document" in words) == bool(alive and kv < LENGTH and kv < start), words
 
 
-def test_tile_summary_counts_what_the_dense_mask_holds():
+@pytest.mark.parametrize("document_start", [None, torch.arange(600)[None] // 290 * 290])
+def test_tile_summary_counts_what_the_dense_mask_holds(document_start):
     ids = torch.arange(600)[None]
     plan = plan_blocks(ids, torch.ones(1, 600, dtype=torch.bool), block_size=8, num_anchors=40, gamma=4.0,
-                       generator=torch.Generator().manual_seed(0))
+                       generator=torch.Generator().manual_seed(0), document_start=document_start)
     summary = summarise_tiles(plan, tile=128)
     dense = dense_mask(plan)[0]
     for i in range(summary.state.shape[0]):
