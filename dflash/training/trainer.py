@@ -18,7 +18,6 @@ from dflash.data.conversations import read_conversations
 from dflash.data.sampler import ShuffledSampler
 from dflash.data.template import Rendered, render
 from dflash.errors import UserError
-from dflash.features.in_process import InProcessFeatures
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
 from dflash.objectives.cross_entropy import BlockStatistics, decayed_cross_entropy
@@ -66,7 +65,7 @@ class Trainer:
         self.store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
         latest = self.store.latest()
         self.draft = self._build_draft(latest)
-        self.features = InProcessFeatures(self.target, self.draft.config.target_layer_ids)
+        self.features = lambda ids: self.target.features(ids, self.draft.config.target_layer_ids)
         self.optimizers = build_optimizers(self.draft, config.optimizer)
         self.sampler = ShuffledSampler(len(self.training), config.run.seed)
         self.generator = torch.Generator(self.device).manual_seed(config.run.seed)

@@ -1,0 +1,43 @@
+"""The one interface behind which target features come from the trainer's own process or from disk."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+
+from dflash.config import FeaturesConfig, TrainConfig
+from dflash.data.rows import Row
+from dflash.features.in_process import InProcessFeatures
+from dflash.target import TargetModel
+
+_AHEAD = 2  # one micro-batch is being prepared while another one waits
+
+
+class FeatureSource(Protocol):
+    """Gives the target's hidden states for rows of tokens."""
+
+    def __call__(self, rows: Sequence[Row], *, length: int | None = None) -> torch.Tensor:
+        """[B, S, n*E]: the captured layers side by side, zeros on padding, S the longest row or `length`.
+
+        Every document of a packed row is seen on its own.
+        """
+
+    def close(self) -> None:
+        """Give back files and connections."""
+
+
+def open_source(
+    config: TrainConfig, target: TargetModel, layer_ids: Sequence[int], rows: Iterable[Row] = ()
+) -> FeatureSource:
+    """The source that `features.source` names; a cache is checked for every document of `rows` right away.
+
+    With `features.source: cache` the target may have been loaded without its layers.
+    """
+    return InProcessFeatures(target, layer_ids)
+
+
+def prefetch_depth(config: FeaturesConfig, device: torch.device | str) -> int:
+    """Micro-batches to prepare ahead: as configured, else none where the target would take cores from the draft."""
+    if config.prefetch is not None:
+        return config.prefetch
+    return 0 if config.source == "in_process" and torch.device(device).type == "cpu" else _AHEAD
