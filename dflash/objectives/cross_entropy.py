@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from dflash.blocks.plan import BlockPlan
+from dflash.objectives.candidates import Candidates
 from dflash.objectives.head import weighted_cross_entropy
 
 
@@ -42,19 +43,20 @@ class BlockStatistics:
 
 
 def decayed_cross_entropy(
-    hidden: torch.Tensor, head: torch.Tensor, plan: BlockPlan
+    hidden: torch.Tensor, head: torch.Tensor, plan: BlockPlan, candidates: Candidates | None = None
 ) -> tuple[torch.Tensor, BlockStatistics]:
     """Weighted loss *sum* (divide by the global weight sum) and statistics.
 
     Args:
-        hidden: [B, N*K, E] from the draft; head: [V, E], the target's; plan: the step's blocks.
+        hidden: [B, N*K, E] from the draft; head: [V, E], the target's; plan: the step's blocks;
+        candidates: estimate the softmax from these tokens, which is cheaper; None takes the whole vocabulary.
 
     Rows of weight zero never reach the LM head.
     """
     flat_weights = plan.weights.flatten()
     rows = flat_weights.nonzero().squeeze(-1)
     labels, weights = plan.labels.flatten()[rows], flat_weights[rows]
-    weighted, losses, correct = weighted_cross_entropy(hidden.flatten(0, 1)[rows], head, labels, weights)
+    weighted, losses, correct = weighted_cross_entropy(hidden.flatten(0, 1)[rows], head, labels, weights, candidates)
 
     shape = plan.weights.shape
     supervised = plan.weights > 0
