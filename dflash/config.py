@@ -3,18 +3,23 @@
 Importing this module must stay cheap (no torch): bad configurations are refused before anything heavy is loaded.
 """
 
+import copy
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dflash.complaints import Complaint, from_pydantic, together
+from dflash.config_checks import contradictions
+from dflash.config_effects import idle_defaults, without_effect
 from dflash.errors import UserError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class TargetConfig(_Section):
@@ -42,7 +47,10 @@ class DraftConfig(_Section):
         if "num_features" not in self.model_fields_set:
             self.num_features = len(ids)
         if self.num_features != len(ids):
-            raise ValueError(f"num_features {self.num_features} contradicts {len(ids)} target_layer_ids: drop one of them")
+            raise ValueError(
+                f"draft.num_features = {self.num_features} contradicts the {len(ids)} ids of draft.target_layer_ids = "
+                f"{ids}: drop one of the two settings"
+            )
         return self
 
 
@@ -70,7 +78,7 @@ class FeaturesConfig(_Section):
 
 
 class BlocksConfig(_Section):
-    num_anchors: int = Field(512, ge=1, description="anchor slots per row")
+    num_anchors: int = Field(512, ge=1, description="anchor slots per row; at most data.max_length")
     gamma: float | None = Field(None, gt=0, description="decay of the slot weights; default: by block size")
     attention: Literal["auto", "dense", "flex", "split"] = Field("auto", description="form of the masked attention")
 
@@ -89,12 +97,6 @@ class OptimizerConfig(_Section):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="average the weights, e.g. 0.999; default: off")
 
-    @model_validator(mode="after")
-    def _rates_are_ordered(self):
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}: lower it")
-        return self
-
 
 class ScheduleConfig(_Section):
     kind: Literal["wsd", "cosine", "linear", "constant"] = Field("wsd", description="shape after warm-up")
@@ -106,7 +108,8 @@ class ScheduleConfig(_Section):
     def _phases_fit(self):
         if self.kind == "wsd" and self.warmup_ratio + self.decay_ratio > 1:
             raise ValueError(
-                f"warmup_ratio {self.warmup_ratio} + decay_ratio {self.decay_ratio} exceed 1: shorten one of them"
+                f"schedule.warmup_ratio = {self.warmup_ratio} and schedule.decay_ratio = {self.decay_ratio} together "
+                "exceed 1: shorten one of them"
             )
         return self
 
@@ -156,7 +159,10 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _one_length(self):
         if self.max_steps is not None and self.epochs is not None:
-            raise ValueError(f"max_steps {self.max_steps} and epochs {self.epochs} contradict each other: drop one")
+            raise ValueError(
+                f"run.max_steps = {self.max_steps} and run.epochs = {self.epochs} contradict each other: set one of them "
+                "to null"
+            )
         if self.max_steps is None and self.epochs is None:
             self.max_steps = 1000
         return self
@@ -178,6 +184,12 @@ class TrainConfig(_Section):
     metrics: MetricsConfig = MetricsConfig()
     run: RunConfig = RunConfig()
 
+    @model_validator(mode="after")
+    def _anchors_fit_short_rows(self):
+        if "num_anchors" not in self.blocks.model_fields_set:
+            self.blocks.num_anchors = min(self.blocks.num_anchors, self.data.max_length)
+        return self
+
     @property
     def gamma(self) -> float:
         """Decay of the slot weights: as set, else the paper's values (4, 5, 7 at 8, 10, 16), linear between."""
@@ -187,52 +199,97 @@ class TrainConfig(_Section):
         return max(1.0, 4 + (size - 8) * 0.5 if size <= 10 else 5 + (size - 10) / 3)
 
 
-def load_config(path: Path | str, overrides: list[str] = ()) -> TrainConfig:
+Check = Callable[[TrainConfig], list[Complaint]]
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = (), *, also: Check | None = None) -> TrainConfig:
     """Read a YAML file, apply `section.key=value` overrides and validate.
 
+    `also` adds checks that need more than the config (the target, the machine), so that all complaints come at once.
+
     Raises:
-        UserError: every complaint in one message, each naming field, value and remedy.
+        UserError: every complaint in one message, each a sentence naming field, value and remedy.
+    """
+    return parse_config(read_tree(path, overrides), repr(str(path)), also=also)
+
+
+def parse_config(tree: dict[str, Any], origin: str, *, also: Check | None = None) -> TrainConfig:
+    """Validate a plain tree; `origin` names it in complaints. See `load_config`."""
+    config, complaints = _examine(tree)
+    faulty = [field for complaint in complaints for field in complaint.fields]
+    for found in (*contradictions(config), *without_effect(config), *(also(config) if also else ())):
+        if not found.touches(faulty):  # what hangs on a faulty setting was judged with its default: no verdict
+            complaints.append(found)
+    if complaints:
+        raise UserError(together(origin, complaints))
+    return config
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The resolved configuration as YAML; loading it gives an equal one.
+
+    Settings without effect stay out while they have their default: spelled out, they would be refused on loading.
+    """
+    tree = config.model_dump(exclude_none=True)
+    for setting in idle_defaults(config):
+        section, _, key = setting.partition(".")
+        tree[section].pop(key, None)
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def read_tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of a YAML file with `section.key=value` overrides applied, not validated yet.
+
+    Raises:
+        UserError: the file cannot be read, is no YAML tree or names a setting twice; an override is malformed.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         raise UserError(f"Config {str(path)!r} could not be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"Config {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"Config {str(path)!r} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict):
         raise UserError(f"Config {str(path)!r} must hold sections such as `target:` and `data:`.")
     for override in overrides:
         _apply_override(tree, override)
-    return parse_config(tree, str(path))
+    return tree
 
 
-def parse_config(tree: dict[str, Any], origin: str) -> TrainConfig:
-    """Validate a plain tree; `origin` names it in complaints."""
-    try:
-        return TrainConfig.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"Config {origin}: " + " ".join(_complaint(item) for item in error.errors())) from error
+class _StrictLoader(yaml.SafeLoader):
+    """YAML lets a key occur twice and keeps the last one: the first would be an option silently ignored."""
 
-
-def dump_config(config: TrainConfig) -> str:
-    """The resolved configuration as YAML; loading it gives an equal one."""
-    return yaml.safe_dump(config.model_dump(exclude_none=True, exclude_unset=False), sort_keys=False)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is set twice, remove one", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, raw = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)+", key):
-        raise UserError(f"Override {override!r} is not of the form section.key=value.")
+        raise UserError(f"Override {override!r} is not of the form section.key=value: write it like run.seed=1.")
+    if not raw.strip():
+        raise UserError(f"Override {override!r} has no value: write {key}=null for the default.")
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise UserError(f"Override {override!r}: {parent!r} is a value, not a section.")
+            raise UserError(f"Override {override!r}: {parent!r} is a value, not a section, so give its own name only.")
     try:
-        node[leaf] = _number(yaml.safe_load(raw))
+        value = _number(yaml.safe_load(raw))
     except yaml.YAMLError as error:
-        raise UserError(f"Override {override!r}: the value is not valid YAML.") from error
+        raise UserError(f"Override {override!r}: the value is not valid YAML, so quote it.") from error
+    if value is None:
+        node.pop(leaf, None)  # null is "as if it had never been set": every default has a name this way
+    else:
+        node[leaf] = value
 
 
 def _number(value: Any) -> Any:
@@ -242,13 +299,24 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _complaint(item: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "config"
-    if item["type"] == "extra_forbidden":
-        return f"{where} is no known setting: check its spelling or remove it."
-    if item["type"] == "missing":
-        return f"{where} is missing: set it."
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{where}: {message}."
-    return f"{where} = {item['input']!r}: {message[0].lower()}{message[1:]}."
+def _examine(tree: dict[str, Any]) -> tuple[TrainConfig, list[Complaint]]:
+    """A config in which every faulty setting has its default, and what was wrong with those settings."""
+    sound, complaints = copy.deepcopy(tree), []
+    while True:
+        try:
+            return TrainConfig.model_validate(sound), complaints
+        except ValidationError as error:
+            for item in error.errors():
+                complaints.append(from_pydantic(item, TrainConfig))
+                _set_aside(sound, item)
+
+
+def _set_aside(tree: dict[str, Any], item: dict[str, Any]) -> None:
+    """Remove a faulty setting from the tree, or put a stand-in where there is no default."""
+    section, key = (*item["loc"], None)[:2]
+    if key is None or not isinstance(tree.get(section), dict):
+        tree.pop(section, None)
+    else:
+        tree[section].pop(key, None)
+    if section == "data":
+        tree.setdefault("data", {}).setdefault("train", ["-"])

@@ -13,14 +13,14 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 WRONG = [
     (["run.max_steps=0"], "run.max_steps = 0"),
-    (["run.max_stepz=5"], "run.max_stepz is no known setting"),
-    (["optimizer.lr=1e-6"], "min_lr 1e-05 is above lr"),
+    (["run.max_stepz=5"], "run.max_stepz = 5 is no known setting: write run.max_steps"),
+    (["optimizer.lr=1e-6"], "optimizer.min_lr = 1e-05 is above optimizer.lr = 1e-06"),
     (["optimizer.name=sgd"], "optimizer.name = 'sgd'"),
     (["schedule.warmup_ratio=0.9"], "exceed 1"),
     (["schedule.decay_style=step"], "schedule.decay_style = 'step'"),
     (["draft.block_size=1"], "draft.block_size = 1"),
     (["draft.target_layer_ids=[]"], "draft.target_layer_ids = []"),
-    (["draft.target_layer_ids=[1,2]"], "num_features 5 contradicts 2 target_layer_ids"),
+    (["draft.target_layer_ids=[1,2]"], "draft.num_features = 5 contradicts the 2 ids"),
     (["blocks.gamma=-1"], "blocks.gamma = -1"),
     (["data.train=[]"], "data.train = []"),
     (["target.dtype=int8"], "target.dtype = 'int8'"),
