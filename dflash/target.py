@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils import logging
 
 from dflash.cache import growing_cache
 from dflash.embedded import EMBEDDED_NAME, ensure_embedded_target
@@ -53,13 +54,14 @@ def default_layer_ids(num_layers: int, num_features: int) -> list[int]:
 class TargetModel:
     """A frozen target with one interface for every decoder-only family; all numbers are read from the model."""
 
-    def __init__(self, model: nn.Module, tokenizer, name: str) -> None:
+    def __init__(self, model: nn.Module, tokenizer, name: str, config=None) -> None:
+        """`config` describes the whole target where `model` is only a part of it."""
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.config = model.config.get_text_config()
+        self.config = config or model.config.get_text_config()
         self.decoder = model.get_decoder()
-        self.layers = _decoder_layers(self.decoder, self.config.num_hidden_layers)
+        self._layers = _decoder_layers(self.decoder, model.config.get_text_config().num_hidden_layers)
         self.embedding: nn.Module = model.get_input_embeddings()
         self.lm_head: nn.Module = model.get_output_embeddings()
         if self.lm_head is None:
@@ -67,29 +69,52 @@ class TargetModel:
         self.lm_head.register_forward_pre_hook(lambda _, args: (_packed(args[0]), *args[1:]))
 
     @classmethod
-    def load(cls, name: str, *, dtype: str = "bfloat16", device: str | torch.device = "cpu") -> "TargetModel":
-        """Load the embedded target by its name, a local folder, or a Hugging Face id.
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: str = "bfloat16",
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        layers: bool = True,
+    ) -> "TargetModel":
+        """Load the embedded target by its name, a local folder, or a Hugging Face id (at a `revision` of it).
+
+        With `layers` False only embedding, final norm, LM head and tokenizer take memory, for training from features
+        that were captured before: whatever needs the decoder layers raises RuntimeError.
 
         Raises:
             UserError: nothing loadable under that name; the sentence says what was tried.
         """
         if dtype not in DTYPES:
             raise UserError(f"Unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
-        source = resolve_target(name)
+        source = resolve_target(name, revision)
+        where = {"local_files_only": _is_local(source), "revision": revision}
+        config = None
         try:
-            local = _is_local(source)
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=local)
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+            model = None if layers else _load_without_layers(source, dtype=DTYPES[dtype], **where)
+            if model is None:
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], **where)
+            else:
+                config = AutoConfig.from_pretrained(source, **where).get_text_config()
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"Target {name!r} could not be loaded: {_first_sentence(error)} "
                 f"Give {EMBEDDED_NAME!r}, a Hugging Face id or a folder with config.json and safetensors weights."
             ) from error
-        return cls(model.to(device), tokenizer, name)
+        return cls(model.to(device), tokenizer, name, config)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, first to last."""
+        if not self._layers:
+            raise RuntimeError(f"target {self.name!r} was loaded without its layers")
+        return self._layers
 
     @property
     def num_layers(self) -> int:
-        return len(self.layers)
+        return self.config.num_hidden_layers
 
     @property
     def hidden_size(self) -> int:
@@ -191,7 +216,8 @@ class TargetModel:
 
             return keep
 
-        handles = [self.layers[i].register_forward_hook(hook(i)) for i in layer_ids]
+        layers = self.layers
+        handles = [layers[i].register_forward_hook(hook(i)) for i in layer_ids]
         try:
             yield captured
         finally:
@@ -199,25 +225,34 @@ class TargetModel:
                 handle.remove()
 
 
-def resolve_target(name: str) -> str:
-    """The folder or hub id behind a target's name."""
+def resolve_target(name: str, revision: str | None = None) -> str:
+    """The folder or hub id behind a target's name.
+
+    Raises:
+        UserError: there can be no such target, or it is none of those that have revisions.
+    """
     if not name.strip():
         raise UserError(f"The target's name is empty: give {EMBEDDED_NAME!r}, a Hugging Face id or a folder.")
     if name == EMBEDDED_NAME:
+        if revision is not None:
+            raise UserError(f"Target {name!r} has one revision only, not {revision!r}: drop target.revision.")
         return str(ensure_embedded_target())
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"Target folder {name!r} holds no config.json: give the folder that holds the model's files.")
     if not path.is_dir() and (name.startswith((".", "~", "/")) or name.count("/") > 1):
         raise UserError(f"Target folder {name!r} does not exist: give {EMBEDDED_NAME!r}, a hub id or a folder.")
+    if path.is_dir() and revision is not None:
+        raise UserError(f"Target {name!r} is a folder, which has no revision {revision!r}: drop target.revision.")
     return str(path) if path.is_dir() else name
 
 
-def load_target_config(name: str):
+def load_target_config(name: str, revision: str | None = None):
     """The target's (text) configuration without its weights."""
     try:
-        source = resolve_target(name)
-        return AutoConfig.from_pretrained(source, local_files_only=_is_local(source)).get_text_config()
+        source = resolve_target(name, revision)
+        where = {"local_files_only": _is_local(source), "revision": revision}
+        return AutoConfig.from_pretrained(source, **where).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"Target {name!r} could not be read: {_first_sentence(error)}") from error
 
@@ -225,6 +260,27 @@ def load_target_config(name: str):
 def _is_local(source: str) -> bool:
     """True for a folder, and for a hub id when only its cached copy can be had."""
     return Path(source).is_dir() or not hub_is_reachable()
+
+
+def _load_without_layers(source: str, **options) -> nn.Module | None:
+    """The model of a configuration that asks for no layers, so that only the other tensors are read from the files.
+
+    None where the family cannot be built or loaded that way.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # all the weights that are left out on purpose would be reported
+    try:
+        config = AutoConfig.from_pretrained(source, **{k: v for k, v in options.items() if k != "dtype"})
+        text = config.get_text_config()
+        text.num_hidden_layers = 0
+        if getattr(text, "layer_types", None):
+            text.layer_types = []
+        model, report = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True, **options)
+        return None if report["missing_keys"] else model
+    except Exception:  # whatever it was: the caller loads the whole model, and reports what is wrong with it
+        return None
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _decoder_layers(decoder: nn.Module, count: int) -> nn.ModuleList:
