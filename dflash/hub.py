@@ -11,11 +11,14 @@ from huggingface_hub import constants
 @functools.cache
 def hub_is_reachable(timeout_s: float = 3.0) -> bool:
     """Whether a connection to the hub opens, asked once per process; True behind a proxy, which alone can tell."""
-    if constants.HF_HUB_OFFLINE:
-        return False
+    return not constants.HF_HUB_OFFLINE and endpoint_is_reachable(constants.ENDPOINT, timeout_s)
+
+
+def endpoint_is_reachable(url: str, timeout_s: float = 3.0) -> bool:
+    """Whether a connection to the server of a URL opens; True behind a proxy, which alone can tell."""
     if urllib.request.getproxies():
         return True
-    endpoint = urlsplit(constants.ENDPOINT)
+    endpoint = urlsplit(url)
     port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
     try:
         socket.create_connection((endpoint.hostname, port), timeout=timeout_s).close()
