@@ -66,7 +66,7 @@ class TargetModel:
         self.lm_head: nn.Module = model.get_output_embeddings()
         if self.lm_head is None:
             raise UserError(f"Target {name!r} has no LM head: load a causal language model.")
-        self.lm_head.register_forward_pre_hook(lambda _, args: (_packed(args[0]), *args[1:]))
+        self.lm_head.register_forward_pre_hook(lambda _, args: (packed(args[0]), *args[1:]))
 
     @classmethod
     def load(
@@ -290,7 +290,7 @@ def _decoder_layers(decoder: nn.Module, count: int) -> nn.ModuleList:
     raise UserError(f"{type(decoder).__name__} has no list of {count} decoder layers: this family is not supported.")
 
 
-def _packed(states: torch.Tensor) -> torch.Tensor:
+def packed(states: torch.Tensor) -> torch.Tensor:
     """The same [..., H] with the strides of a fresh tensor.
 
     bf16 linears on any other input copy the whole weight on CPU, twenty times slower. `contiguous()` alone is not

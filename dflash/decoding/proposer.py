@@ -10,6 +10,7 @@ import torch
 from dflash.decoding.sampling import Dice, Sampling, draw, most_likely, probabilities
 from dflash.decoding.verification import Proposal
 from dflash.model.draft import DFlashDraft
+from dflash.model.vocabulary import DraftHead
 from dflash.target import TargetModel
 
 
@@ -33,13 +34,14 @@ class Proposer(Protocol):
 
 
 class DraftProposer:
-    """Proposals by a DFlash draft with the target's embedding and LM head."""
+    """Proposals by a DFlash draft with the target's embedding, and its LM head over the draft's vocabulary."""
 
     def __init__(self, target: TargetModel, draft: DFlashDraft) -> None:
         self.target, self.draft = target, draft
         self.block_size = draft.config.block_size
         self.layer_ids = list(draft.config.target_layer_ids)
         with torch.inference_mode():
+            self.head = DraftHead(target.lm_head, draft.vocabulary)
             mask = torch.full((1, self.block_size - 1), draft.config.mask_token_id, device=target.device)
             self.mask_embeddings = target.embedding(mask)
 
@@ -58,11 +60,11 @@ class DraftDrafting:
         self._proposer.draft.extend_context(features, self._cache)
 
     def propose(self, anchor: torch.Tensor, count: int, sampling: Sampling, dice: Dice) -> Proposal:
-        target, masks = self._proposer.target, self._proposer.mask_embeddings
+        target, masks, head = self._proposer.target, self._proposer.mask_embeddings, self._proposer.head
         block = torch.cat([target.embedding(anchor), masks[:, :count]], dim=1)
         hidden = self._proposer.draft.forward_block(block, self._cache)
-        logits = target.lm_head(hidden[:, 1:])[0]
+        logits = head(hidden[0, 1:])
         if not sampling.samples_draft:
-            return Proposal(most_likely(logits))
+            return Proposal(head.tokens(most_likely(logits)))
         probs = probabilities(logits, sampling.temperature)
-        return Proposal(draw(probs, dice.fresh(count)), probs)
+        return Proposal(head.tokens(draw(probs, dice.fresh(count))), head.spread(probs))

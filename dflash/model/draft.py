@@ -19,6 +19,7 @@ from dflash.model.cache import DraftCache
 from dflash.model.config import DFlashConfig
 from dflash.model.norm import RMSNorm
 from dflash.model.rotary import RotaryEmbedding
+from dflash.model.vocabulary import load_vocabulary, save_vocabulary
 from dflash.target import DTYPES, TargetModel
 
 CONFIG_FILE = "config.json"
@@ -69,6 +70,7 @@ class DFlashDraft(nn.Module):
     def __init__(self, config: DFlashConfig) -> None:
         super().__init__()
         self.config = config
+        self.vocabulary: torch.Tensor | None = None  # token ids it proposes from; None: all of the target's
         self.fc = nn.Linear(config.num_features * config.hidden_size, config.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.layers = nn.ModuleList(DraftLayer(config) for _ in range(config.num_hidden_layers))
@@ -158,14 +160,8 @@ class DFlashDraft(nn.Module):
             )
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write the public folder form: config.json and bf16 model.safetensors (both renamed into place)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in self.state_dict().items()}
-        save_file(weights, folder / f"{WEIGHTS_FILE}.tmp", metadata={"format": "pt"})
-        os.replace(folder / f"{WEIGHTS_FILE}.tmp", folder / WEIGHTS_FILE)
-        (folder / f"{CONFIG_FILE}.tmp").write_text(json.dumps(self.config.to_public(), indent=2) + "\n")
-        os.replace(folder / f"{CONFIG_FILE}.tmp", folder / CONFIG_FILE)
+        """Write the public folder form."""
+        write_draft_folder(folder, self.config, self.state_dict(), self.vocabulary)
 
     @classmethod
     def from_pretrained(
@@ -190,6 +186,7 @@ class DFlashDraft(nn.Module):
             raise UserError(f"Draft {str(folder)!r}: {CONFIG_FILE} could not be read ({error}).") from error
         draft = cls(config)
         draft._load_weights(folder / WEIGHTS_FILE)
+        draft.vocabulary = load_vocabulary(folder, config.vocab_size)
         return draft.to(device=device, dtype=DTYPES[dtype]).eval()
 
     def _load_weights(self, path: Path) -> None:
@@ -212,3 +209,17 @@ class DFlashDraft(nn.Module):
                 f"the config asks for {list(own[name].shape)}."
             )
         self.load_state_dict(weights)
+
+
+def write_draft_folder(
+    folder: Path | str, config: DFlashConfig, weights: dict[str, torch.Tensor], vocabulary: torch.Tensor | None = None
+) -> None:
+    """The public folder form of a draft's weights: config.json and bf16 model.safetensors (both renamed into place)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    public = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in weights.items()}
+    save_file(public, folder / f"{WEIGHTS_FILE}.tmp", metadata={"format": "pt"})
+    os.replace(folder / f"{WEIGHTS_FILE}.tmp", folder / WEIGHTS_FILE)
+    (folder / f"{CONFIG_FILE}.tmp").write_text(json.dumps(config.to_public(), indent=2) + "\n")
+    os.replace(folder / f"{CONFIG_FILE}.tmp", folder / CONFIG_FILE)
+    save_vocabulary(folder, vocabulary)
