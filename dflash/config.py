@@ -37,6 +37,9 @@ class DraftConfig(_Section):
     mask_token_id: int | None = Field(None, ge=0, description="embedding row of the mask token; default: a spare one")
     intermediate_size: int | None = Field(None, ge=1, description="MLP width; default: the target's")
     sliding_window: int | None = Field(None, ge=2, description="tokens; default: full attention")
+    vocabulary_size: int | None = Field(
+        None, ge=1, description="most frequent tokens of the data that decoding proposes from; default: all"
+    )
     init: str = Field("random", description="'random', 'warm' (from the target's top layers) or a draft folder")
 
     @model_validator(mode="after")
@@ -85,6 +88,9 @@ class BlocksConfig(_Section):
 
 class ObjectiveConfig(_Section):
     name: Literal["cross_entropy"] = Field("cross_entropy", description="loss of a slot, decayed along the block")
+    candidates: int | None = Field(
+        None, ge=16, description="tokens from which the training softmax is estimated; default: the whole vocabulary"
+    )
 
 
 class OptimizerConfig(_Section):
