@@ -81,4 +81,9 @@ def _advice(loc: tuple[str, ...], model: type[BaseModel]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"write {'.'.join([*sections, close[0]])}, or remove it"
-    return f"remove it, or choose one of {', '.join(known)}"
+    elsewhere = [
+        f"{section}.{name}"
+        for section, field in model.model_fields.items()
+        if sections and name in getattr(field.annotation, "model_fields", ())
+    ]
+    return f"remove it, or {'write ' + elsewhere[0] if elsewhere else 'choose one of ' + ', '.join(known)}"

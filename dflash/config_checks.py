@@ -116,6 +116,11 @@ def _device(config: TrainConfig) -> Iterator[Complaint]:
             ("run.device",),
             f"run.device = {config.run.device!r} is no device to train on: choose auto, cpu, cuda or cuda:0.",
         )
+    if config.blocks.attention == "flex" and config.run.device == "cpu":
+        yield Complaint(
+            ("blocks.attention", "run.device"),
+            "blocks.attention = 'flex' has no backward pass with run.device = 'cpu': set blocks.attention=split.",
+        )
 
 
 def _metrics(config: TrainConfig) -> Iterator[Complaint]:

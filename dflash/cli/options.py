@@ -133,12 +133,12 @@ def pick_device(name: str) -> str:
 
 
 def check_device(name: str) -> None:
-    """Refuse a torch device that cannot compute here.
+    """Refuse a torch device that cannot compute here; "auto" is whatever there is.
 
     Raises:
         UserError: no such device, or none on this machine.
     """
-    if name == "cpu":
+    if name in ("cpu", "auto"):
         return  # always there, and torch need not be imported to know
     import torch
 
@@ -147,6 +147,13 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         available = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise UserError(f"Device {name!r} cannot be used here: choose one of {available}.") from error
+
+
+def assumed_device_type(name: str) -> str:
+    """The type of a torch device, for planning without torch: "auto" is CUDA where NVIDIA's driver is loaded."""
+    if name == "auto":
+        return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+    return name.partition(":")[0]
 
 
 def check_writable(path: Path) -> None:

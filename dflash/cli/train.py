@@ -2,15 +2,19 @@
 
 import argparse
 import json
+import os
+import sys
 import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dflash.cli.options import check_device
+from dflash.cli.dry_run import Plan, print_plan
+from dflash.cli.options import assumed_device_type, check_device, whole_number
 from dflash.errors import UserError
 
 if TYPE_CHECKING:
+    from dflash.complaints import Complaint
     from dflash.config import TrainConfig
 
 
@@ -29,25 +33,39 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--name", help="of the new run's folder; left out, the config's name and the time")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="run folder to continue, with its own config; only one "
         "you trust: torch.distributed.checkpoint unpickles its index")
-    parser.add_argument("--dry-run", action="store_true", help="check, print the resolved config and stop")
+    plan = parser.add_argument_group("planning")
+    plan.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check, print the resolved config and what it amounts to, and stop; a wrong config exits with 2, what only "
+        "this machine lacks (files, packages, disk) is listed as not ready",
+    )
+    plan.add_argument(
+        "--world-size", "--gpus", type=whole_number(1), metavar="N", help="ranks that the dry run assumes; left out, "
+        "as torchrun started them, else 1"
+    )
+    plan.add_argument("--json", action="store_true", help="print the dry run as one JSON object")
     parser.set_defaults(run=run, kept="the last checkpoint is kept: go on with --resume RUN.")
 
 
 def run(args: argparse.Namespace) -> int:
-    from dflash.config import dump_config
-
-    config, run_dir = _resumed(args) if args.resume else _fresh(args)
-    _check_files(config)
-    check_device(config.run.device)
+    plan = _plan(args)
     if args.dry_run:
-        print(f"# Run folder: {run_dir}\n{dump_config(config)}", end="")
+        print_plan(plan, as_json=args.json)
         return 0
+    if plan.estimate.world_size == 1:
+        check_device(plan.config.run.device)  # of several ranks, each finds its own
+    for note in plan.notes:
+        print(f"dflash: {note}", file=sys.stderr)
+    return _train(plan.config, plan.run_dir, resume=args.resume is not None)
 
+
+def _train(config: "TrainConfig", run_dir: Path, *, resume: bool) -> int:
     from dflash.training.trainer import train
 
     # Said by torch at every first checkpoint; one process is what is meant.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    draft = train(config, run_dir, resume=args.resume is not None)
+    draft = train(config, run_dir, resume=resume)
     if _state(run_dir) == "stopped":
         print(f"Stopped; go on with: dflash train --resume {run_dir}")
         return 130
@@ -55,8 +73,60 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _fresh(args: argparse.Namespace) -> tuple["TrainConfig", Path]:
+def _plan(args: argparse.Namespace) -> Plan:
+    """The config, checked in every respect, with what was derived on the way.
+
+    Raises:
+        UserError: all that is wrong with it, and unless this is a dry run, all that this machine lacks for it.
+    """
+    from dflash.complaints import Complaint
     from dflash.config import load_config
+    from dflash.data.sources import count_conversations
+    from dflash.target_facts import target_facts
+    from dflash.training.estimate import estimate
+    from dflash.training.preflight import notes, rank_complaints, target_complaints
+    from dflash.training.readiness import machine_complaints
+
+    path, overrides, run_dir = _resumed(args) if args.resume else _fresh(args)
+    world_size = _world_size(args)
+    found = {}
+
+    def check(config: "TrainConfig") -> "list[Complaint]":
+        complaints = list(rank_complaints(config, world_size, resumed=args.resume is not None))
+        facts = None
+        try:
+            facts = target_facts(config.target.name, config.target.revision)
+        except UserError as error:
+            complaints.append(Complaint(("target",), str(error)))
+        if facts is not None:
+            complaints += target_complaints(config, facts)
+        count = count_conversations(config.data.train, config.data.limit)
+        kind = assumed_device_type(config.run.device)
+        found["facts"] = facts
+        found["estimate"] = estimate(config, facts, world_size, conversations=count, device_type=kind)
+        lacking = list(machine_complaints(config, facts, run_dir, found["estimate"].disk_bytes))
+        found["not_ready"] = [complaint.sentence for complaint in lacking]
+        return complaints if args.dry_run else complaints + lacking
+
+    config = load_config(path, overrides, also=check)
+    remarks = list(notes(config, found["facts"], found["estimate"].steps))
+    return Plan(config, run_dir, notes=remarks, **found)
+
+
+def _world_size(args: argparse.Namespace) -> int:
+    for option, given in (("--world-size", args.world_size), ("--json", args.json)):
+        if given and not args.dry_run:
+            raise UserError(f"{option} only belongs to a dry run: add --dry-run, or leave it out.")
+    if args.world_size:
+        return args.world_size
+    started = os.environ.get("WORLD_SIZE", "1")
+    if not started.isdecimal() or int(started) < 1:
+        raise UserError(f"WORLD_SIZE = {started!r} in the environment is no number of ranks: unset it or use torchrun.")
+    return int(started)
+
+
+def _fresh(args: argparse.Namespace) -> tuple[Path, list[str], Path]:
+    """Config file, overrides and folder of a new run."""
     from dflash.recipes import resolve_recipe, shipped_recipes
 
     if args.config is None or "=" in args.config:
@@ -67,31 +137,18 @@ def _fresh(args: argparse.Namespace) -> tuple["TrainConfig", Path]:
         raise UserError(
             f"Run name {name!r} is no plain folder name: use letters, digits, '-' and '_'; --runs says where."
         )
-    return load_config(resolve_recipe(args.config), args.overrides), args.runs / name
+    return resolve_recipe(args.config), args.overrides, args.runs / name
 
 
-def _resumed(args: argparse.Namespace) -> tuple["TrainConfig", Path]:
-    from dflash.config import load_config
-
+def _resumed(args: argparse.Namespace) -> tuple[Path, list[str], Path]:
+    """Config file, overrides and folder of a run that goes on."""
     # The first positional is an override here, since the run brings its own config.
     overrides = [text for text in (args.config, *args.overrides) if text is not None]
     if args.config is not None and "=" not in args.config:
         raise UserError(f"Run {str(args.resume)!r} has its own config: leave out {args.config!r}.")
     if not (args.resume / "config.yaml").is_file():
         raise UserError(f"{args.resume} is no run folder (it holds no config.yaml): give one from `{args.runs}`.")
-    return load_config(args.resume / "config.yaml", overrides), args.resume
-
-
-def _check_files(config: "TrainConfig") -> None:
-    """Refuse missing data and a missing draft before the run folder exists and the target is loaded."""
-    for path in config.data.train:
-        if not Path(path).is_file():
-            raise UserError(
-                f"Training data {path!r} does not exist: make it with `dflash synthesize` or set data.train=[FILE,...]."
-            )
-    init = config.draft.init
-    if init not in ("random", "warm") and not (Path(init) / "config.json").is_file():
-        raise UserError(f"draft.init = {init!r} is neither 'random' nor 'warm' nor a draft folder with a config.json.")
+    return args.resume / "config.yaml", overrides, args.resume
 
 
 def _state(run_dir: Path) -> str:

@@ -1,0 +1,134 @@
+"""Can this machine start a run? Files, packages and free disk that the config asks for, looked at and not opened."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from dflash.complaints import Complaint
+from dflash.config import DraftConfig, TrainConfig
+from dflash.data.sources import count_conversations, is_hub_id, is_jsonl
+from dflash.errors import UserError
+from dflash.target_facts import TargetFacts
+from dflash.training.draft_size import FROM_SCRATCH, read_draft_shape
+from dflash.training.metrics import check_adapters
+
+
+def machine_complaints(
+    config: TrainConfig, facts: TargetFacts | None, run_dir: Path, disk_bytes: int | None
+) -> Iterator[Complaint]:
+    """What is missing here. `disk_bytes` is what the run's checkpoints will take at once, where that is known."""
+    yield from _training_data(config)
+    yield from _start(config, facts)
+    if config.features.source == "cache" and config.features.cache is not None:
+        folder = config.features.cache
+        if not (Path(folder).expanduser() / "cache.json").is_file():
+            yield Complaint(
+                ("features.cache",),
+                f"features.cache = {folder!r} is no feature cache (it holds no cache.json): write it with "
+                "`dflash capture`, or set features.source=in_process.",
+            )
+    prompts = config.metrics.decode_prompts
+    if prompts is not None and not Path(prompts).expanduser().is_file():
+        yield Complaint(
+            ("metrics.decode_prompts",),
+            f"metrics.decode_prompts = {prompts!r} does not exist: give a JSONL file of prompts, or remove it to decode "
+            "held-out conversations.",
+        )
+    try:
+        check_adapters(config.metrics)
+    except UserError as error:
+        yield Complaint(("metrics.adapters",), str(error))
+    if disk_bytes is not None:
+        yield from _disk(config, run_dir, disk_bytes)
+
+
+def _training_data(config: TrainConfig) -> Iterator[Complaint]:
+    missing = [s for s in config.data.train if not Path(s).expanduser().exists() and not is_hub_id(s)]
+    if missing:
+        made = "make JSONL files with `dflash synthesize`, or " if all(map(is_jsonl, missing)) else ""
+        yield Complaint(
+            ("data.train",),
+            f"data.train = {config.data.train} names {' and '.join(map(repr, missing))}, which "
+            f"{'does' if len(missing) == 1 else 'do'} not exist: {made}set data.train=[FILE,...].",
+        )
+    count, held_out = count_conversations(config.data.train, config.data.limit), config.data.validation_size
+    if count is not None and count <= held_out:
+        yield Complaint(
+            ("data.train", "data.limit", "data.validation_size"),
+            f"data.validation_size = {held_out} holds out all of the {count} conversations in data.train = "
+            f"{config.data.train}: lower it or add data.",
+        )
+
+
+def _start(config: TrainConfig, facts: TargetFacts | None) -> Iterator[Complaint]:
+    """The draft folder to go on from: there, whole, of this target, and of the shape that the config spells out."""
+    init = config.draft.init
+    if init in FROM_SCRATCH:
+        return
+    folder = Path(init).expanduser()
+    if not (folder / "config.json").is_file():
+        yield Complaint(
+            ("draft.init",),
+            f"draft.init = {init!r} is neither 'random' nor 'warm' nor a draft folder with a config.json: choose one of "
+            "those.",
+        )
+        return
+    shape = read_draft_shape(init)
+    if shape is None or not (folder / "model.safetensors").is_file():
+        yield Complaint(
+            ("draft.init",),
+            f"draft.init = {init!r} is no whole draft: it needs a DFlash config.json and model.safetensors, as "
+            "checkpoints/step_N/draft of a run has them.",
+        )
+        return
+    tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if facts is not None:
+        expected = {
+            "hidden size": (shape.hidden_size, facts.hidden_size),
+            "vocabulary": (tree.get("vocab_size"), facts.vocab_size),
+            "depth of the target": (tree.get("num_target_layers"), facts.depth),
+        }
+        wrong = [f"{what} {its} instead of {ours}" for what, (its, ours) in expected.items() if its != ours]
+        if wrong:
+            yield Complaint(
+                ("draft.init", "target"),
+                f"draft.init = {init!r} was made for another target than {config.target.name!r} ({', '.join(wrong)}): "
+                "choose a draft of this target.",
+            )
+    yield from _contradicting_shape(config.draft, tree)
+
+
+def _contradicting_shape(draft: DraftConfig, tree: dict) -> Iterator[Complaint]:
+    """A resolved config spells out every default, so only a setting that differs from its default was asked for."""
+    inner = tree["dflash_config"]
+    has = {
+        **{name: tree.get(name) for name in ("num_hidden_layers", "block_size", "intermediate_size", "sliding_window")},
+        "num_features": len(inner["target_layer_ids"]),
+        "target_layer_ids": inner["target_layer_ids"],
+        "mask_token_id": inner.get("mask_token_id"),
+    }
+    for name, value in has.items():
+        asked = getattr(draft, name)
+        if asked not in (None, DraftConfig.model_fields[name].default, value):
+            yield Complaint(
+                (f"draft.{name}", "draft.init"),
+                f"draft.{name} = {asked} contradicts the draft in draft.init = {draft.init!r}, which has {value}: remove "
+                "the setting.",
+            )
+
+
+def _disk(config: TrainConfig, run_dir: Path, disk_bytes: int) -> Iterator[Complaint]:
+    """Free space where the run folder is or will be; what a resumed run has written there already counts as its own."""
+    there = run_dir.absolute()
+    taken = sum(p.stat().st_size for p in (there / "checkpoints").rglob("*") if p.is_file())
+    while not there.exists():
+        there = there.parent
+    free, needed = shutil.disk_usage(there).free, disk_bytes - taken
+    if free < needed:
+        yield Complaint(
+            ("checkpoint.keep", "draft", "optimizer", "target"),
+            f"checkpoint.keep = {config.checkpoint.keep} takes up to {disk_bytes / 2**30:.1f} GiB of checkpoints, "
+            f"but {there} has {free / 2**30:.1f} GiB free: free some space, lower checkpoint.keep or choose another "
+            "folder with --runs.",
+        )
