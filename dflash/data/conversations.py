@@ -1,14 +1,16 @@
-"""Reading and writing conversations and prompt files (JSONL, one object a line)."""
+"""Reading conversations and prompt files (JSONL, one object a line)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
+from dflash.data.messages import Rejected, parse_messages, parse_tools
 from dflash.errors import UserError
 
-_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "tool": "tool"}
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -16,9 +18,10 @@ class Conversation:
     """Messages in the chat template's form. `finished` is False when the last answer was cut at a token limit."""
 
     id: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     category: str = ""
     finished: bool = True
+    tools: list[dict] | None = None  # JSON schemas of the functions that the assistant may call
 
 
 @dataclass(frozen=True)
@@ -35,78 +38,90 @@ def read_prompts(path: Path | str, limit: int | None = None, *, id_prefix: str =
 
     A prompt without an `id` goes by `id_prefix` and its line number.
     """
-    prompts: list[Prompt] = []
-    for number, record in islice(read_jsonl(path), limit):
+
+    def parse(record: dict, where: str, number: int) -> Prompt:
         turns = record.get("turns")
         if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
-            raise UserError(f"{path}, line {number}: `turns` must be a non-empty list of non-empty strings.")
-        prompts.append(Prompt(str(record.get("id", f"{id_prefix}{number}")), turns, str(record.get("category", ""))))
-    if not prompts:
-        raise UserError(f"{path} holds no prompts: each line is an object with `id`, `category` and `turns`.")
-    return prompts
+            raise Rejected("`turns` must be a non-empty list of non-empty strings", where)
+        return Prompt(str(record.get("id", f"{id_prefix}{number}")), turns, str(record.get("category", "")))
+
+    return _read_all(path, limit, parse, "prompts: each line is an object with `id`, `category` and `turns`")
 
 
 def read_conversations(path: Path | str, limit: int | None = None) -> list[Conversation]:
     """All conversations of a JSONL file; messages under `conversations` or `messages`, role/content or from/value."""
-    conversations: list[Conversation] = []
-    for number, record in islice(read_jsonl(path), limit):
-        conversations.append(_conversation(record, f"{path}, line {number}", str(number)))
-    if not conversations:
-        raise UserError(f"{path} holds no conversations: each line is an object with a `messages` list.")
-    return conversations
+
+    def parse(record: dict, where: str, number: int) -> Conversation:
+        return conversation_from(record, where, str(number))
+
+    return _read_all(path, limit, parse, "conversations: each line is an object with a `messages` list")
 
 
-def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict]]:
-    """(line number from 1, object) for every non-empty line.
+def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line) for every non-empty line.
 
     Raises:
-        UserError: the file cannot be read, or a line is not a JSON object.
+        UserError: the file cannot be read.
     """
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}).") from error
-                if not isinstance(record, dict):
-                    raise UserError(f"{path}, line {number}: expected an object, found {type(record).__name__}.")
-                yield number, record
+                if line.strip():
+                    yield number, line
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"{path} could not be read: {reason}.") from error
+
+
+def parse_record(line: str, where: str) -> dict:
+    """The JSON object in a line; `where` names the line in complaints.
+
+    Raises:
+        Rejected: the line is no JSON object.
+    """
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "it is nested too deeply"
+        raise Rejected(f"not valid JSON ({reason})", where) from error
+    if not isinstance(record, dict):
+        raise Rejected(f"expected an object, found {type(record).__name__}", where)
+    return record
 
 
 def parse_conversation(line: str, where: str) -> Conversation:
     """One conversation from one JSON line; `where` names the line in complaints.
 
     Raises:
-        UserError: the line is no JSON object or no conversation.
+        Rejected: the line is no JSON object or no conversation.
     """
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error.msg}).") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: expected an object, found {type(record).__name__}.")
-    return _conversation(record, where, where)
+    return conversation_from(parse_record(line, where), where, where)
 
 
-def _conversation(record: dict, where: str, fallback_id: str) -> Conversation:
-    raw = record.get("messages", record.get("conversations"))
-    if not isinstance(raw, list) or not raw:
-        raise UserError(f"{where}: no messages; expected a non-empty list under `messages` or `conversations`.")
-    messages = []
-    for position, item in enumerate(raw, 1):
-        role = item.get("role", item.get("from")) if isinstance(item, dict) else None
-        content = item.get("content", item.get("value")) if isinstance(item, dict) else None
-        if role not in _ROLES or not isinstance(content, str):
-            raise UserError(
-                f"{where}: message {position} needs a role out of {', '.join(sorted(_ROLES))} and text content."
-            )
-        messages.append({"role": _ROLES[role], "content": content})
+def conversation_from(record: dict, where: str, fallback_id: str) -> Conversation:
+    """The conversation in a record of a file or data set.
+
+    Raises:
+        Rejected: the record holds none.
+    """
+    given = {name: value for name, value in record.items() if value is not None}  # nulls of tables
     return Conversation(
-        str(record.get("id", fallback_id)), messages, str(record.get("category", "")), bool(record.get("finished", True))
+        str(given.get("id", fallback_id)),
+        parse_messages(given.get("messages", given.get("conversations")), where),
+        str(given.get("category", "")),
+        bool(given.get("finished", True)),
+        parse_tools(given.get("tools"), where),
     )
+
+
+def _read_all(
+    path: Path | str, limit: int | None, parse: Callable[[dict, str, int], Parsed], expected: str
+) -> list[Parsed]:
+    """Every line through `parse(record, where, line number)`; `expected` completes "the file holds no"."""
+    items = []
+    for number, line in islice(read_lines(path), limit):
+        where = f"{path}, line {number}"
+        items.append(parse(parse_record(line, where), where, number))
+    if not items:
+        raise UserError(f"{path} holds no {expected}.")
+    return items

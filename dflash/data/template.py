@@ -1,13 +1,20 @@
 """Conversations to tokens: the target's chat template and a loss mask that is exact at token level.
 
-The text is rendered once and tokenised once with character offsets. Where an assistant answer begins and ends is found
-by rendering the conversation with that answer's prefix only, never by searching for strings in the text.
+A conversation is rendered as text, the assistant's spans are found in it (`answers.py`), the text is tokenised once
+with character offsets, and a token is supervised if it lies wholly inside a span.
 """
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 
+from dflash.data.answers import AnswerFinder, Span
 from dflash.data.conversations import Conversation
-from dflash.errors import UserError
+from dflash.data.messages import Rejected
+
+_BATCH = 256  # conversations tokenised at a time, which fast tokenizers do in parallel
 
 
 @dataclass(frozen=True)
@@ -17,62 +24,67 @@ class Rendered:
     id: str
     input_ids: list[int]
     loss_mask: list[bool]  # True on tokens the assistant produced, its end-of-turn token included
+    truncated: bool = False  # its end was cut off at the greatest length
 
     @property
     def supervised(self) -> int:
         return sum(self.loss_mask)
 
 
-def render(conversation: Conversation, tokenizer, max_length: int | None = None) -> Rendered:
-    """Apply the chat template and mark the assistant's tokens.
+def render(
+    conversation: Conversation, tokenizer, max_length: int | None = None, *, last_turn_only: bool = False
+) -> Rendered:
+    """Apply the chat template and mark the assistant's tokens, those of its last answer only if so asked.
 
     Answers of a conversation that was cut at a token limit (`finished` False) carry no end-of-turn supervision.
+    What lies beyond `max_length` tokens is cut off.
 
     Raises:
-        UserError: the tokenizer has no chat template, or the template rewrites earlier turns, so that what the
-            assistant said cannot be located.
+        Rejected: the template refuses the conversation, or what the assistant said cannot be located in it.
+        UserError: the tokenizer has no chat template.
     """
-    if not tokenizer.chat_template:
-        raise UserError("The target's tokenizer has no chat template: choose an instruction-tuned target.")
-    messages = conversation.messages
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    spans = [
-        _answer_span(conversation, index, text, tokenizer)
-        for index, message in enumerate(messages)
-        if message["role"] == "assistant"
-    ]
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = encoded.input_ids, encoded.offset_mapping
-    mask = [any(start <= left and right <= end for start, end in spans) for left, right in offsets]
-    if max_length is not None:
-        ids, mask = ids[:max_length], mask[:max_length]
-    return Rendered(conversation.id, ids, mask)
+    (outcome,) = render_all([conversation], tokenizer, max_length, last_turn_only=last_turn_only)
+    if isinstance(outcome, Rejected):
+        raise outcome
+    return outcome
 
 
-def _answer_span(conversation: Conversation, index: int, text: str, tokenizer) -> tuple[int, int]:
-    """Characters [start, end) of `text` that the assistant produced in message `index`."""
-    messages = conversation.messages
-    before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
-    through = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
-    if not (text.startswith(before) and text.startswith(through)):
-        raise UserError(
-            f"Conversation {conversation.id!r}: the chat template rewrites earlier turns, so the answer in message "
-            f"{index + 1} cannot be located; train on single-turn conversations with this target."
-        )
-    answer = text[len(before) : len(through)]
-    said = messages[index]["content"].strip()
-    # Templates may strip the content and may write something of their own before it, an empty thinking block say.
-    start = max(0, answer.find(said))
-    last = index == len(messages) - 1
-    if last and not conversation.finished:
-        return len(before) + start, len(before) + start + len(said)
-    # What follows the end-of-turn token (a newline in ChatML) is written by the template, not by the assistant.
-    return len(before) + start, len(before) + start + len(said) + _end_of_turn(answer[start + len(said) :], tokenizer)
+def render_all(
+    conversations: Iterable[Conversation], tokenizer, max_length: int | None = None, *, last_turn_only: bool = False
+) -> Iterator[Rendered | Rejected]:
+    """`render` for many, lazily and faster: for each conversation its rendering, or why there is none.
+
+    Raises:
+        UserError: the tokenizer has no chat template.
+    """
+    finder = AnswerFinder(tokenizer)
+    remaining = iter(conversations)
+    while batch := list(islice(remaining, _BATCH)):
+        found = [_find(finder, conversation, last_turn_only) for conversation in batch]
+        texts = [item[0] for item in found if not isinstance(item, Rejected)]
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True) if texts else {}
+        tokens = zip(encoded.get("input_ids", ()), encoded.get("offset_mapping", ()), strict=True)
+        for conversation, item in zip(batch, found, strict=True):
+            if isinstance(item, Rejected):
+                yield item
+                continue
+            ids, offsets = next(tokens)
+            mask = inside_spans(offsets, item[1])
+            yield Rendered(conversation.id, ids[:max_length], mask[:max_length], len(ids) > (max_length or len(ids)))
 
 
-def _end_of_turn(tail: str, tokenizer) -> int:
-    """Characters of `tail`, the text behind an answer's content, up to and including its end-of-turn token."""
-    ids = tokenizer(tail, add_special_tokens=False, return_offsets_mapping=True)
-    specials = set(tokenizer.all_special_ids)
-    ends = [right for token, (_, right) in zip(ids.input_ids, ids.offset_mapping, strict=True) if token in specials]
-    return ends[0] if ends else len(tail)
+def inside_spans(offsets: list[tuple[int, int]], spans: list[Span]) -> list[bool]:
+    """For tokens at `offsets` [left, right) of a text, both ascending: whether each lies wholly inside a span."""
+    mask = [False] * len(offsets)
+    for start, end in spans:
+        first = bisect_left(offsets, start, key=itemgetter(0))
+        behind = bisect_right(offsets, end, key=itemgetter(1))
+        mask[first:behind] = [True] * (behind - first)
+    return mask
+
+
+def _find(finder: AnswerFinder, conversation: Conversation, last_turn_only: bool) -> tuple[str, list[Span]] | Rejected:
+    try:
+        return finder.find(conversation, last_only=last_turn_only)
+    except Rejected as error:
+        return error
