@@ -3,6 +3,7 @@
 Shapes: B batch, S tokens, H hidden size of the target, n captured layers, V vocabulary.
 """
 
+import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ class TargetModel:
         self.lm_head: nn.Module = model.get_output_embeddings()
         if self.lm_head is None:
             raise UserError(f"Target {name!r} has no LM head: load a causal language model.")
+        # Hooks belong to the modules: a forward of another thread (prefetching, say) would run into those of this one.
+        self._one_at_a_time = threading.Lock()
         self.lm_head.register_forward_pre_hook(lambda _, args: (packed(args[0]), *args[1:]))
 
     @classmethod
@@ -217,12 +220,13 @@ class TargetModel:
             return keep
 
         layers = self.layers
-        handles = [layers[i].register_forward_hook(hook(i)) for i in layer_ids]
-        try:
-            yield captured
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self._one_at_a_time:
+            handles = [layers[i].register_forward_hook(hook(i)) for i in layer_ids]
+            try:
+                yield captured
+            finally:
+                for handle in handles:
+                    handle.remove()
 
 
 def resolve_target(name: str, revision: str | None = None) -> str:

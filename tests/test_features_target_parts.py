@@ -1,5 +1,7 @@
 """A target without its layers: the same parts, none of the weights between them."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from test_target import FAMILIES
@@ -58,3 +60,15 @@ def test_a_target_that_cannot_be_loaded_is_one_sentence_in_parts_too(tiny_target
         TargetModel.load(tiny_target_folder, revision="main")
     with pytest.raises(UserError, match="one revision only"):
         TargetModel.load("smollm2-135m", revision="main")
+
+
+def test_two_threads_that_share_a_target_get_their_own_features(tiny_target):
+    texts = [torch.randint(2, 250, (1, 60), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    layers = [[1, 4], [2]]
+    expected = [tiny_target.features(ids, wanted) for ids, wanted in zip(texts, layers)]
+
+    def work(which):
+        return all(torch.equal(tiny_target.features(texts[which], layers[which]), expected[which]) for _ in range(30))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(work, range(2)))

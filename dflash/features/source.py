@@ -7,6 +7,10 @@ import torch
 
 from dflash.config import FeaturesConfig, TrainConfig
 from dflash.data.rows import Row
+from dflash.errors import UserError
+from dflash.features.cache_folder import CacheFolder
+from dflash.features.cached import CachedFeatures
+from dflash.features.identity import FeatureIdentity
 from dflash.features.in_process import InProcessFeatures
 from dflash.target import TargetModel
 
@@ -32,8 +36,16 @@ def open_source(
     """The source that `features.source` names; a cache is checked for every document of `rows` right away.
 
     With `features.source: cache` the target may have been loaded without its layers.
+
+    Raises:
+        UserError: the cache does not fit the run, is damaged or incomplete; the sentence says what mends it.
     """
-    return InProcessFeatures(target, layer_ids)
+    if config.features.source == "in_process":
+        return InProcessFeatures(target, layer_ids)
+    if config.features.cache is None:
+        raise UserError("features.source = 'cache' needs features.cache: set it to a folder that `dflash capture` wrote.")
+    identity = FeatureIdentity.of(config, target, layer_ids)
+    return CachedFeatures(CacheFolder(config.features.cache), identity, rows)
 
 
 def prefetch_depth(config: FeaturesConfig, device: torch.device | str) -> int:
