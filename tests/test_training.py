@@ -1,13 +1,9 @@
 """Training: schedule, exact resume, interruption, warm start, and that a draft really learns."""
 
-import errno
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -18,47 +14,19 @@ from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
 from dflash.training.run_folder import RunFolder
 from dflash.training.schedule import learning_rate
-from dflash.training.trainer import Trainer, train
+from dflash.training.trainer import train
 from dflash.training.warm_start import warm_start
+from tiny_runs import metrics, open_trainer, tiny_config, weights, write_conversations
 
 
 @pytest.fixture
 def conversations(tmp_path):
-    path = tmp_path / "talk.jsonl"
-    with open(path, "w") as file:
-        for i in range(12):
-            answer = "one two three four " * 2 + "abcdefgh"[i % 8]
-            messages = [{"role": "user", "content": f"count {i}"}, {"role": "assistant", "content": answer}]
-            file.write(json.dumps({"id": f"c{i}", "messages": messages}) + "\n")
-    return str(path)
+    return write_conversations(tmp_path / "talk.jsonl")
 
 
 @pytest.fixture
 def config(tiny_target_folder, conversations):
-    def build(**sections):
-        tree = {
-            "target": {"name": tiny_target_folder, "dtype": "float32"},
-            "draft": {"num_hidden_layers": 2, "num_features": 3, "block_size": 4, **sections.get("draft", {})},
-            "data": {"train": [conversations], "validation_size": 2, "max_length": 128},
-            "blocks": {"num_anchors": 8},
-            "optimizer": sections.get("optimizer", {}),
-            "run": {"max_steps": 6, "batch_size": 2, "autocast": False, **sections.get("run", {})},
-            "checkpoint": {"every": 2, **sections.get("checkpoint", {})},
-            "metrics": {"log_every": 1, "validate_every": 3, **sections.get("metrics", {})},
-        }  # fmt: skip
-        return parse_config(tree, "test")
-
-    return build
-
-
-def metrics(run_dir):
-    """Everything logged except what depends on the clock."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_s"} for line in lines]
-
-
-def weights(folder):
-    return DFlashDraft.from_pretrained(folder, dtype="float32").state_dict()
+    return lambda **sections: tiny_config(tiny_target_folder, conversations, **sections)
 
 
 @pytest.mark.parametrize("style", ["linear", "cosine", "sqrt"])
@@ -78,57 +46,35 @@ def test_other_schedules_end_where_they_promise(kind):
     assert learning_rate(49, 50, 1.0, 0.1, schedule) == pytest.approx(1.0 if kind == "constant" else 0.1)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resumed_training_is_bit_identical_to_an_uninterrupted_run(config, tmp_path, optimizer):
-    settings = config(optimizer={"name": optimizer})
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": {"name": "adamw"}},
+        {"optimizer": {"name": "muon", "ema_decay": 0.9}},
+        {"checkpoint": {"every": 2, "asynchronous": True}, "features": {"prefetch": 2}},
+        {"run": {"batch_size": 4, "micro_batch_size": 2}, "data": {"packing": True}, "objective": {"candidates": 32}},
+    ],
+    ids=["adamw", "muon, average", "asynchronous, prefetch", "packed micro-batches, candidates"],
+)
+def test_a_run_that_was_asked_to_stop_goes_on_bit_for_bit(config, tmp_path, settings):
+    settings = config(**settings)
     whole = train(settings, tmp_path / "whole", progress=False)
+    with open_trainer(settings, tmp_path / "cut") as trainer:
+        after_step = trainer._after_step
 
-    run = RunFolder.create(tmp_path / "cut", settings)
-    trainer = Trainer(settings, run)
-    original = trainer._step
+        def stop_behind_the_third():
+            after_step()
+            if trainer.state.step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    def stop_after_three(bar):
-        done = original(bar)
-        if trainer.state.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return done
-
-    trainer._step = stop_after_three
-    assert trainer.fit(progress=False) is False
-    assert trainer.store.latest().name == "step_0000003"
+        trainer._after_step = stop_behind_the_third
+        assert trainer.fit() is False
+        assert trainer.store.latest().name == "step_0000004", "the step under way is finished first"
     cut = train(settings, tmp_path / "cut", resume=True, progress=False)
 
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
     for (name, a), b in zip(weights(whole).items(), weights(cut).values(), strict=True):
         assert torch.equal(a, b), name
-
-
-def test_kill_minus_nine_resumes_from_the_last_complete_checkpoint(config, tmp_path):
-    settings = config(run={"max_steps": 8})
-    whole = train(settings, tmp_path / "whole", progress=False)
-    (tmp_path / "config.json").write_text(settings.model_dump_json())
-    script = textwrap.dedent("""
-        import os, pathlib, sys
-        from dflash.config import TrainConfig
-        from dflash.training import trainer as module
-        here = pathlib.Path(sys.argv[1])
-        step = module.Trainer._step
-        def dying(self, bar):
-            step(self, bar)
-            if self.state.step == 5:
-                os.kill(os.getpid(), 9)
-            return True
-        module.Trainer._step = dying
-        module.train(TrainConfig.model_validate_json((here / "config.json").read_text()), here / "cut", progress=False)
-    """)
-    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == -signal.SIGKILL
-    (tmp_path / "cut/checkpoints/.step_0000006").mkdir()  # as a save cut in the middle leaves it
-    cut = train(settings, tmp_path / "cut", resume=True, progress=False)
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
-    for a, b in zip(weights(whole).values(), weights(cut).values(), strict=True):
-        assert torch.equal(a, b)
-    assert not (tmp_path / "cut/checkpoints/.step_0000006").exists()
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_its_metrics_afresh(config, tmp_path):
@@ -179,49 +125,11 @@ def test_data_that_grows_never_changes_the_held_out_conversations(config, conver
         for i in range(30):
             messages = [{"role": "user", "content": "more"}, {"role": "assistant", "content": "yes of course"}]
             file.write(json.dumps({"id": f"new{i}", "messages": messages}) + "\n")
-    trainer = Trainer(settings, RunFolder(tmp_path / "run"))
-    assert sorted(item.id for item in trainer.validation) == sorted(before)
-    assert not set(before) & {item.id for item in trainer.training} and len(trainer.training) == 40
-
-
-def test_a_full_disk_during_a_save_leaves_the_older_checkpoint_and_a_sentence(config, tmp_path, monkeypatch):
-    settings = config()
-    run = RunFolder.create(tmp_path / "run", settings)
-    trainer = Trainer(settings, run)
-    trainer.state.step = 1
-    trainer._save(False)
-
-    def no_space(*_args, **_kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("dflash.training.checkpoint.dcp.save", no_space)
-    trainer.state.step = 2
-    with pytest.raises(UserError, match="step_0000002.*No space left.*older checkpoints are intact"):
-        trainer._save(False)
-    assert [p.name for p in trainer.store.all()] == ["step_0000001"]
-    assert not list((tmp_path / "run/checkpoints").glob(".step_*"))
-
-
-def test_rotation_keeps_the_newest_and_the_best(config, tmp_path):
-    settings = config(run={"max_steps": 10}, checkpoint={"every": 1, "keep": 2}, metrics={"validate_every": 100})
-    run = RunFolder.create(tmp_path / "run", settings)
-    trainer = Trainer(settings, run)
-    trainer.state.step, trainer.state.best_loss = 1, 0.5
-    trainer._save(True)
-    for step in range(2, 6):
-        trainer.state.step = step
-        trainer._save(False)
-    assert [p.name for p in trainer.store.all()] == ["step_0000001", "step_0000004", "step_0000005"]
-    assert trainer.store.best().name == "step_0000001"
-
-
-def test_a_damaged_checkpoint_is_refused_by_name(config, tmp_path):
-    settings = config()
-    train(settings, tmp_path / "run", progress=False)
-    for shard in (tmp_path / "run/checkpoints/step_0000006/state").glob("*.distcp"):
-        shard.write_bytes(b"damaged")
-    with pytest.raises(UserError, match="step_0000006"):
-        train(settings, tmp_path / "run", resume=True, progress=False)
+    with open_trainer(settings, tmp_path / "run") as trainer:
+        data = trainer.data
+    assert sorted(item.id for item in data.held_out) == sorted(before)
+    assert sorted(name for row in data.validation for name in row.ids) == sorted(before)
+    assert not set(before) & {name for row in data.training for name in row.ids} and len(data.training) == 40
 
 
 def test_an_existing_run_is_never_overwritten(config, tmp_path):
@@ -249,17 +157,39 @@ def test_training_lowers_the_loss_and_raises_the_run_of_right_slots(config, tmp_
 
 
 def test_non_finite_steps_are_logged_with_their_conversations_and_stop_the_run(config, tmp_path):
-    settings = config(run={"max_steps": 20})
-    trainer = Trainer(settings, RunFolder.create(tmp_path / "run", settings))
-    trainer.features = lambda ids: torch.full((1, ids.shape[1], 96), float("nan"))
-    before = {k: v.clone() for k, v in trainer.draft.state_dict().items()}
-    with pytest.raises(UserError, match="non-finite"):
-        trainer.fit(progress=False)
-    logged = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
+    with open_trainer(config(run={"max_steps": 20}), tmp_path / "run") as trainer:
+        broken(trainer, batches=range(1, 21))
+        before = {k: v.clone() for k, v in trainer.draft.state_dict().items()}
+        with pytest.raises(UserError, match="non-finite"):
+            trainer.fit()
+        assert all(torch.equal(v, before[k]) for k, v in trainer.draft.state_dict().items()), "no poisoned update"
+    logged = metrics(tmp_path / "run", "train")
     assert len(logged) == 5 and all(len(line["conversations"]) == 2 for line in logged)
     assert [line["step"] for line in logged] == [0] * 5, "the schedule waits"
     assert [line["batch"] for line in logged] == [1, 2, 3, 4, 5], "but the next batch is another one"
-    assert all(torch.equal(v, before[k]) for k, v in trainer.draft.state_dict().items()), "no poisoned update was made"
+
+
+def test_a_skipped_step_leaves_schedule_and_weights_as_they_were_and_the_run_goes_on(config, tmp_path):
+    with open_trainer(config(), tmp_path / "run") as trainer:
+        broken(trainer, batches=[3, 4])
+        assert trainer.fit() is True
+    logged = metrics(tmp_path / "run", "train")
+    assert [line["skipped"] for line in logged] == [False, False, True, True, False, False, False, False]
+    assert [line["step"] for line in logged] == [1, 2, 2, 2, 3, 4, 5, 6]
+    rates = [line["lr"] for line in logged]
+    assert rates[2] == rates[3] == rates[4], "the step that was skipped is made up with its own learning rate"
+
+
+def broken(trainer, batches):
+    """Features of the given batches (1-based) are not finite."""
+    step = trainer.step
+
+    def poisoned(micro, generators):
+        if trainer.draft.training and torch.is_grad_enabled() and trainer.state.batches + 1 in batches:
+            micro.features.fill_(float("nan"))
+        return step(micro, generators)
+
+    trainer.step = poisoned
 
 
 def test_warm_start_copies_the_top_layers(tiny_target):

@@ -72,7 +72,9 @@ def frequent_tokens(texts: Iterable[Sequence[int]], size: int, vocab_size: int) 
     return counts.argsort(descending=True, stable=True)[:size].sort().values
 
 
-def candidate_sampler(texts: Iterable[Sequence[int]], size: int, vocab_size: int) -> CandidateSampler:
+def candidate_sampler(
+    texts: Iterable[Sequence[int]], size: int, vocab_size: int, device: torch.device | str = "cpu"
+) -> CandidateSampler:
     """`size` candidates, three quarters of them the most frequent tokens of `texts`, one quarter drawn."""
     drawn = int(size * _DRAWN_SHARE)
-    return CandidateSampler(frequent_tokens(texts, size - drawn, vocab_size), vocab_size, drawn)
+    return CandidateSampler(frequent_tokens(texts, size - drawn, vocab_size).to(device), vocab_size, drawn)

@@ -1,55 +1,75 @@
 """Checkpoints: complete or absent, rotated without ever losing the best one.
 
     checkpoints/step_0001000/
-        draft/         the draft in public folder form (bf16)
-        state/         fp32 weights and optimizer state (torch.distributed.checkpoint)
-        trainer.json   step, random state, best validation loss
+        draft/          the draft in public folder form (bf16); the averaged weights where the run keeps an average
+        state/          weights, optimizer and random states of all ranks (torch.distributed.checkpoint, safetensors)
+        trainer.json    step, position in the data, best validation loss
+        manifest.json   size and checksum of every file above
+    checkpoints/best.json
 
-A checkpoint is written under a temporary name and renamed when it is complete; older ones go only after that.
+All ranks write under a temporary name; when everything is durable, rank 0 renames it. Older ones go only after that.
+Ranks on several machines need a file system that they share.
 """
 
 import json
+import logging
 import os
 import shutil
-import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.optim import Optimizer
 
 from dflash.errors import UserError
 from dflash.files import write_atomically
-from dflash.model.draft import DFlashDraft
+from dflash.training.export import DraftExport
+from dflash.training.manifest import MANIFEST_FILE, Entries, describe, find_damage, read_manifest, write_manifest
+from dflash.training.training_state import TrainingState, write_tensors
+from dflash.training.world import World
 
+_LOG = logging.getLogger(__name__)
 _TRAINER_FILE = "trainer.json"
 _BEST_FILE = "best.json"
+# What reading or writing may raise that is the disk's or the files' fault.
+_TROUBLE = (OSError, SafetensorError, CheckpointException)
 
 
 @dataclass
 class TrainerState:
-    """What a run needs to go on exactly, besides weights and optimizer."""
+    """What a run needs to go on exactly, besides its tensors."""
 
     step: int = 0  # optimizer steps done; drives schedule, validation and saving
-    batches: int = 0  # batches consumed, skipped ones included; drives the sampler
+    batches: int = 0  # batches consumed, skipped ones included; where metrics.jsonl stands
+    rows: int = 0  # rows consumed; drives the sampler and the anchors
     optimizer: str = ""  # its name, since the states of different optimizers do not fit one another
-    device: str = ""  # type of the device the random state belongs to
+    training_rows: int = 0  # rows there are; other data is another order
+    world_size: int = 1  # ranks
     best_loss: float | None = None  # lowest validation loss so far
-    rng: list[int] | None = None  # state of the anchor generator, as bytes
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that goes into one checkpoint; with the tensors in host memory it may be written by a thread."""
+
+    state: TrainerState
+    tensors: dict[str, torch.Tensor]
+    draft: DraftExport
+    is_best: bool
 
 
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run. Every rank calls `save` and `load`."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, world: World) -> None:
         self._folder = folder
         self._keep = keep
-        for torn in folder.glob(".step_*"):
-            shutil.rmtree(torn)  # an interrupted save; never complete, so nothing is lost
+        self._world = world
+        if world.is_main:
+            for torn in folder.glob(".step_*"):
+                shutil.rmtree(torn)  # an interrupted save; never complete, so nothing is lost
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -63,65 +83,90 @@ class CheckpointStore:
         marker = self._folder / _BEST_FILE
         return self._folder / json.loads(marker.read_text())["name"] if marker.is_file() else None
 
-    def save(self, draft: DFlashDraft, optimizers: list[Optimizer], state: TrainerState, is_best: bool) -> Path:
+    def save(self, contents: Contents) -> Path:
         """Write one checkpoint, mark it when it is the best, then remove what rotation allows.
 
         Raises:
             UserError: the disk is full or not writable; older checkpoints are untouched.
         """
-        name = f"step_{state.step:07d}"
+        name = f"step_{contents.state.step:07d}"
         final, staging = self._folder / name, self._folder / f".{name}"
-        if final.exists():
+        world, group = self._world, self._world.saving
+        if world.on_main(final.exists, group):
             return final  # the same step holds the same state: nothing to write again
         try:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            draft.save_pretrained(staging / "draft")
-            model_state, optimizer_state = get_state_dict(draft, optimizers)
-            dcp.save(
-                {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=staging / "state", no_dist=True
-            )
-            (staging / _TRAINER_FILE).write_text(json.dumps(asdict(state)))
-            _sync_tree(staging)
-            os.replace(staging, final)
-            if is_best:
-                write_atomically(self._folder / _BEST_FILE, json.dumps({"name": name, "loss": state.best_loss}))
-        except (OSError, SafetensorError, CheckpointException) as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise UserError(
-                f"Checkpoint {name} could not be written to {self._folder} ({_last_line(error)}); "
-                "the older checkpoints are intact. Free some space and resume."
-            ) from error
-        self._rotate()
+            world.on_main(lambda: self._explaining(name, lambda: self._begin(staging, contents)), group)
+            files = write_tensors(staging / "state", contents.tensors, group, world.rank)
+            described = world.gather(_attempt(lambda: describe(staging, files)), group)
+            world.on_main(lambda: self._explaining(name, lambda: self._finish(staging, final, contents, described)), group)
+        except _TROUBLE as error:
+            raise self._unwritten(name, error) from error
+        finally:
+            if world.is_main:
+                shutil.rmtree(staging, ignore_errors=True)  # renamed when all went well
         return final
 
-    def load(
-        self, path: Path, draft: DFlashDraft, optimizers: list[Optimizer], expected: TrainerState
-    ) -> TrainerState:
-        """Restore weights and optimizer in place; `expected` is a fresh state of the run that goes on.
+    def read_state(self, path: Path) -> TrainerState:
+        """The state of a checkpoint whose every file was found to be as it was written.
 
         Raises:
-            UserError: the checkpoint was saved with another optimizer or device, is damaged, or is of another draft.
+            UserError: it is damaged, or of an older version.
         """
-        try:
-            saved = TrainerState(**json.loads((path / _TRAINER_FILE).read_text()))
-            for name in ("optimizer", "device"):
-                if getattr(saved, name) != getattr(expected, name):
-                    raise UserError(
-                        f"Checkpoint {str(path)!r} was saved with {name} {getattr(saved, name)!r}, the config says "
-                        f"{getattr(expected, name)!r}: resume with the same one, or start a new run with "
-                        f"draft.init={path / 'draft'}."
-                    )
-            model_state, optimizer_state = get_state_dict(draft, optimizers)
-            tree = {"model": model_state, "optimizer": optimizer_state}
-            dcp.load(tree, checkpoint_id=path / "state", no_dist=True)
-            set_state_dict(draft, optimizers, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
-            return saved
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, CheckpointException) as error:
+        found = self._world.gather(self._find_damage(path))
+        damage = next((text for text in found if text), None)
+        if damage is None:
+            try:
+                return TrainerState(**json.loads((path / _TRAINER_FILE).read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                damage = f"{_TRAINER_FILE}: {_last_line(error)}"
+        raise UserError(
+            f"Checkpoint {str(path)!r} is damaged ({damage}): remove that folder to resume from the one before it."
+        )
+
+    def load(self, path: Path, tensors: TrainingState, saved: TrainerState, optimizer: str) -> bool:
+        """Restore tensors in place from a checkpoint that `read_state` found sound; False when it has no average.
+
+        Raises:
+            UserError: it was saved with another optimizer, or is of another draft.
+        """
+        if saved.optimizer != optimizer:
             raise UserError(
-                f"Checkpoint {str(path)!r} could not be loaded ({type(error).__name__}: {_last_line(error)}): if it is "
-                "damaged, remove that folder to resume from the one before it."
+                f"Checkpoint {str(path)!r} was saved with optimizer {saved.optimizer!r}, the config says {optimizer!r}: "
+                f"resume with the same one, or start a new run with draft.init={path / 'draft'}."
+            )
+        try:
+            return tensors.load(path / "state", self._world.control, saved.world_size == self._world.size)
+        except (*_TROUBLE, ValueError, KeyError, RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"Checkpoint {str(path)!r} does not fit this run ({_last_line(error)}): resume with the config it was "
+                f"made with, or start a new run with draft.init={path / 'draft'}."
             ) from error
+
+    def _begin(self, staging: Path, contents: Contents) -> None:
+        shutil.rmtree(staging, ignore_errors=True)
+        (staging / "state").mkdir(parents=True)
+        contents.draft.write(staging / "draft")
+
+    def _finish(self, staging: Path, final: Path, contents: Contents, described: list[Entries | OSError]) -> None:
+        (staging / _TRAINER_FILE).write_text(json.dumps(asdict(contents.state)), encoding="utf-8")
+        entries = describe(staging, [staging / _TRAINER_FILE, *(staging / "draft").iterdir()])
+        for rank, part in enumerate(described):
+            if isinstance(part, OSError):
+                raise part
+            for name, entry in part.items():
+                path = staging / name
+                if not path.is_file() or path.stat().st_size != entry["size"]:
+                    raise OSError(f"{name}, written by rank {rank}, is not to be seen here: all ranks have to share the disk")
+            entries |= part
+        write_manifest(staging, entries)
+        for folder in (staging / "state", staging / "draft", staging):
+            _sync_folder(folder)
+        os.replace(staging, final)
+        _sync_folder(self._folder)
+        if contents.is_best:
+            marker = {"name": final.name, "loss": contents.state.best_loss}
+            write_atomically(self._folder / _BEST_FILE, json.dumps(marker))
+        self._rotate()
 
     def _rotate(self) -> None:
         best = self.best()
@@ -131,24 +176,52 @@ class CheckpointStore:
             try:
                 shutil.rmtree(old)
             except OSError as error:
-                warnings.warn(f"Old checkpoint {old} could not be removed: {error}", stacklevel=2)
+                _LOG.warning("Old checkpoint %s could not be removed: %s", old, error)
+
+    def _find_damage(self, path: Path) -> str | None:
+        """This rank's share of the files is looked through."""
+        try:
+            entries = read_manifest(path)
+        except FileNotFoundError:
+            return f"{MANIFEST_FILE} is missing, as in checkpoints of an older version"
+        except (OSError, ValueError) as error:
+            return f"{MANIFEST_FILE}: {_last_line(error)}"
+        mine = sorted(entries)[self._world.rank :: self._world.size]
+        try:
+            return find_damage(path, {name: entries[name] for name in mine})
+        except OSError as error:
+            return _last_line(error)
+
+    def _explaining(self, name: str, work: Callable[[], None]) -> None:
+        """Trouble on rank 0 becomes a UserError, which every rank is told."""
+        try:
+            work()
+        except _TROUBLE as error:
+            raise self._unwritten(name, error) from error
+
+    def _unwritten(self, name: str, error: BaseException) -> UserError:
+        return UserError(
+            f"Checkpoint {name} could not be written to {self._folder} ({_last_line(error)}); "
+            "the older checkpoints are intact. Free some space and resume."
+        )
+
+
+def _attempt(work: Callable[[], Entries]) -> Entries | OSError:
+    """An error as a value, for ranks that must not miss the next agreement."""
+    try:
+        return work()
+    except OSError as error:
+        return error
 
 
 def _last_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
-def generator_state(generator: torch.Generator) -> list[int]:
-    return generator.get_state().tolist()
-
-
-def restore_generator(generator: torch.Generator, state: list[int]) -> None:
-    generator.set_state(torch.tensor(state, dtype=torch.uint8))
-
-
-def _sync_tree(folder: Path) -> None:
-    """Make every file durable before the rename that declares the checkpoint complete."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, not only the contents behind them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -112,4 +112,6 @@ def _frozen_copy(draft: DFlashDraft, target: TargetModel) -> DFlashDraft:
     with torch.random.fork_rng(devices=devices):  # building a draft draws initial weights
         copy = DFlashDraft(draft.config)
     copy.load_state_dict(draft.state_dict())
+    copy.vocabulary = draft.vocabulary
+    copy.vocabulary = draft.vocabulary
     return copy.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)

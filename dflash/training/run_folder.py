@@ -1,6 +1,6 @@
 """A run is a folder; trainer and workbench share nothing else.
 
-    config.yaml  command.txt  environment.json  status.json  metrics.jsonl  validation_ids.json
+    config.yaml  command.txt  environment.json  status.json  metrics.jsonl  log.txt  validation_ids.json
     checkpoints/step_0001000/
 """
 
@@ -20,6 +20,8 @@ from typing import Any
 from dflash.config import TrainConfig, dump_config
 from dflash.errors import UserError
 from dflash.files import naming, write_atomically
+
+_FAILURE_FILE = ".failure"
 
 
 class RunFolder:
@@ -85,6 +87,19 @@ class RunFolder:
         """`state` is running, finished, stopped or failed; the heartbeat is the time of writing (epoch seconds)."""
         record = {"state": state, "pid": os.getpid(), "heartbeat": time.time(), **details}
         write_atomically(self.path / "status.json", json.dumps(record, indent=2) + "\n")
+
+    def record_failure(self, rank: int, error: BaseException) -> str:
+        """The reason of the rank that failed first; the others only tell that somebody is gone."""
+        path = self.path / _FAILURE_FILE
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(f"{type(error).__name__} on rank {rank}: {error}")
+        except FileExistsError:
+            pass
+        return path.read_text(encoding="utf-8")
+
+    def forget_failure(self) -> None:
+        (self.path / _FAILURE_FILE).unlink(missing_ok=True)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         with naming(self.metrics_file), open(self.metrics_file, "a", encoding="utf-8") as file:

@@ -1,281 +1,368 @@
-"""The single-process trainer: anchors -> blocks -> draft -> weighted loss -> statistics -> step."""
+"""The training loop, for one process or for all ranks that torchrun started.
+
+The algorithm itself is in `step.py`; who shares what is in `parallel.py`; which rows come when is in `order.py`.
+"""
 
 import math
-import random
-import signal
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGINT, SIGTERM, signal
 
 import torch
-from tqdm import tqdm
 
-from dflash.blocks.attention import ATTENTION_FORMS, default_attention_form
-from dflash.blocks.plan import BlockPlan, plan_blocks
 from dflash.config import TrainConfig
-from dflash.data.conversations import read_conversations
-from dflash.data.sampler import ShuffledSampler
-from dflash.data.template import Rendered, render
 from dflash.errors import UserError
-from dflash.model.config import DFlashConfig
-from dflash.model.draft import DFlashDraft
-from dflash.objectives.cross_entropy import BlockStatistics, decayed_cross_entropy
+from dflash.features.micro_batch import MicroBatch, MicroBatchPreparer
+from dflash.features.prefetch import Prefetcher
+from dflash.features.source import open_source, prefetch_depth
+from dflash.objectives.candidates import candidate_sampler
+from dflash.objectives.cross_entropy import BlockStatistics
 from dflash.target import TargetModel
-from dflash.training.checkpoint import CheckpointStore, TrainerState, generator_state, restore_generator
+from dflash.training.checkpoint import CheckpointStore, Contents, TrainerState
+from dflash.training.decoded_tau import DecodedTau, prompts_for
+from dflash.training.draft_start import resumed_draft, start_draft
+from dflash.training.ema import WeightAverage
+from dflash.training.export import DraftExport
 from dflash.training.optimizer import build_optimizers, scale_and_clip, set_learning_rate
+from dflash.training.order import DataOrder, Portion, row_generators, total_steps, validation_portions
+from dflash.training.parallel import prepare_draft, sync_gradients
+from dflash.training.reporter import Reporter, peak_memory_gib
+from dflash.training.run_data import load_run_data
 from dflash.training.run_folder import RunFolder
+from dflash.training.saver import BackgroundSaver
 from dflash.training.schedule import learning_rate
-from dflash.training.warm_start import warm_start
+from dflash.training.step import TILE, DraftStep, pool_over_ranks
+from dflash.training.training_state import TrainingState, host_copy
+from dflash.training.world import World, joined
 
-_TILE = 128  # rows and columns of FlexAttention's tiles
 _MAX_SKIPPED = 5  # consecutive non-finite steps after which the run stops
 
 
 def train(config: TrainConfig, run_dir: Path | str, *, resume: bool = False, progress: bool = True) -> Path:
-    """Train a draft in `run_dir` and return the folder of the final draft.
+    """Train a draft in `run_dir` and return the folder of the final draft. Every rank calls it; rank 0's folder counts.
 
     Raises:
         UserError: bad data, an existing run without `resume`, a damaged checkpoint, a full disk.
     """
-    run = RunFolder.resume(run_dir, config) if resume else RunFolder.create(run_dir, config)
-    trainer = None
-    with run.locked():
-        try:
-            trainer = Trainer(config, run)
-            finished = trainer.fit(progress)
-        except BaseException as error:
-            step = trainer.state.step if trainer else None
-            with suppress(OSError):  # on a full disk the reason for the failure is what the user must see
-                run.set_status("failed", step=step, reason=f"{type(error).__name__}: {error}")
-            raise
-        run.set_status("finished" if finished else "stopped", step=trainer.state.step)
-        return trainer.store.latest() / "draft"
+    with joined(config) as world:
+        opened = RunFolder.resume if resume else RunFolder.create
+        run = RunFolder(world.on_main(lambda: opened(run_dir, config).path))
+        with _locked(run, world):
+            trainer = None
+            try:
+                with Reporter(run, config, world, progress) as reporter:
+                    trainer = Trainer(config, run, world, reporter)
+                    finished = trainer.fit()
+            except BaseException as error:
+                _tell_failure(run, world, trainer.state.step if trainer else None, error)
+                raise
+            if world.is_main:
+                run.set_status("finished" if finished else "stopped", step=trainer.state.step)
+            world.barrier()
+            return trainer.store.latest() / "draft"
+
+
+@contextmanager
+def _locked(run: RunFolder, world: World) -> Iterator[None]:
+    with ExitStack() as stack:
+        world.on_main(lambda: stack.enter_context(run.locked()))
+        if world.is_main:
+            run.forget_failure()
+        yield
+
+
+def _tell_failure(run: RunFolder, world: World, step: int | None, error: BaseException) -> None:
+    with suppress(OSError):  # on a full disk the reason for the failure is what the user must see
+        reason = f"{type(error).__name__}: {error}" if world.size == 1 else run.record_failure(world.rank, error)
+        if world.is_main:
+            run.set_status("failed", step=step, reason=reason)
 
 
 class Trainer:
-    """Holds one run's parts; `fit` is the loop and `_micro_step` the algorithm."""
+    """Holds one run's parts; `fit` is the loop over steps."""
 
-    def __init__(self, config: TrainConfig, run: RunFolder) -> None:
-        self.config, self.run = config, run
-        self.device = torch.device(config.run.device)
+    def __init__(self, config: TrainConfig, run: RunFolder, world: World, reporter: Reporter) -> None:
+        self.config, self.run, self.world, self.reporter = config, run, world, reporter
+        self.device = world.device
         torch.manual_seed(config.run.seed)
-        self.target = TargetModel.load(config.target.name, dtype=config.target.dtype, device=self.device)
-        self.training, self.validation = self._load_data()
-        self.store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
-        latest = self.store.latest()
-        self.draft = self._build_draft(latest)
-        self.features = lambda ids: self.target.features(ids, self.draft.config.target_layer_ids)
+        self.store = CheckpointStore(run.checkpoints, config.checkpoint.keep, world)
+        latest = world.on_main(self.store.latest)
+        saved = self.store.read_state(latest) if latest else None
+        self.target = world.main_first(lambda: self._load_target(fresh=saved is None))
+        self.data = load_run_data(config, self.target, run, world)
+        self.order = DataOrder(self.data.training, config, world.rank, world.size)
+        self.max_steps = total_steps(config, len(self.data.training))
+        texts = [row.input_ids for row in self.data.training]
+        if saved is None:
+            self.draft = start_draft(config, self.target, texts, self.device)
+        else:
+            self.draft = resumed_draft(config, self.target, latest, self.device)
+        prepare_draft(self.draft, config, world)
         self.optimizers = build_optimizers(self.draft, config.optimizer)
-        self.sampler = ShuffledSampler(len(self.training), config.run.seed)
-        self.generator = torch.Generator(self.device).manual_seed(config.run.seed)
-        form = config.blocks.attention
-        self.attention_form = ATTENTION_FORMS[default_attention_form(self.device) if form == "auto" else form]
-        self.state = TrainerState(optimizer=config.optimizer.name, device=self.device.type)
-        self._stop_requested = False
-        if latest is not None:
-            self.state = self.store.load(latest, self.draft, self.optimizers, self.state)
-            restore_generator(self.generator, self.state.rng)
-        self.run.cut_metrics(self.state.batches)
-
-    def fit(self, progress: bool = True) -> bool:
-        """Run to the last step or to SIGTERM/SIGINT; True when finished. Both ways end with a checkpoint."""
-        previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        settings, skipped = self.config.run, 0
-        self.run.set_status("running", step=self.state.step, max_steps=settings.max_steps)
-        try:
-            with tqdm(
-                total=settings.max_steps, initial=self.state.step, unit="step", disable=not progress, desc="train"
-            ) as bar:
-                while self.state.step < settings.max_steps and not self._stop_requested:
-                    if self._step(bar):
-                        skipped = 0
-                        self._after_step(bar)
-                        continue
-                    skipped += 1
-                    if skipped == _MAX_SKIPPED:
-                        raise UserError(
-                            f"{_MAX_SKIPPED} steps in a row had a non-finite loss or gradient (metrics.jsonl names the "
-                            "conversations): lower optimizer.lr and start again from the last checkpoint."
-                        )
-            if self._stop_requested:
-                self._save(False)
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-        return self.state.step >= settings.max_steps
-
-    def _after_step(self, bar: tqdm) -> None:
-        """Validate and save when it is time."""
-        settings, step = self.config.run, self.state.step
-        last = step == settings.max_steps
-        improved = (last or step % self.config.metrics.validate_every == 0) and self._validate(bar)
-        if improved or last or step % self.config.checkpoint.every == 0:
-            self._save(improved)
-
-    def _step(self, bar: tqdm) -> bool:
-        """One optimizer step over `batch_size` conversations; False when it was skipped as non-finite."""
-        config, started = self.config, time.perf_counter()
-        rate = learning_rate(
-            self.state.step, config.run.max_steps, config.optimizer.lr, config.optimizer.min_lr, config.schedule
+        decay = config.optimizer.ema_decay
+        self.average = WeightAverage(self.draft, decay) if decay is not None else None
+        self.tensors = TrainingState(self.draft, self.optimizers, self.average, world.rank)
+        self.state = TrainerState(
+            optimizer=config.optimizer.name, training_rows=len(self.data.training), world_size=world.size
         )
+        if saved is not None:
+            self._restore(latest, saved)
+        wanted = config.objective.candidates
+        candidates = candidate_sampler(texts, wanted, self.target.vocab_size, self.device) if wanted else None
+        self.step = DraftStep(self.draft, self.target, config, self.device, candidates)
+        rows = [*self.data.training, *self.data.validation]
+        self.source = open_source(config, self.target, self.draft.config.target_layer_ids, rows)
+        self._preparer = MicroBatchPreparer(self.source, self.device, multiple=TILE if self.device.type == "cuda" else 1)
+        self.decoding = self._decoding()
+        self.saver = BackgroundSaver()
+        self._target_in_use = threading.Lock()  # its hooks see every forward, whichever thread runs it
+        self._stop_requested = False
+        if world.is_main:
+            run.cut_metrics(self.state.batches)
+
+    def fit(self) -> bool:
+        """Run to the last step or to SIGTERM/SIGINT; True when finished. Both ways end with a checkpoint."""
+        previous = {number: signal(number, self._request_stop) for number in (SIGTERM, SIGINT)}
+        self.reporter.begin(self.state.step, self.max_steps)
+        self.reporter.note(
+            f"Training from step {self.state.step} to {self.max_steps} on {self.world.size} rank(s) of {self.device.type}: "
+            f"{len(self.data.training)} rows, {len(self.data.validation)} held out."
+        )
+        depth = prefetch_depth(self.config.features, self.device)
+        try:
+            with Prefetcher(self._prepare, self.order.portions(self.state.rows), depth) as micro_batches:
+                stopped = self._run_steps(micro_batches)
+            if stopped:
+                self.reporter.note(f"Asked to stop behind step {self.state.step}.")
+                self._save(False)
+            self.saver.wait()
+        finally:
+            self.source.close()
+            for number, handler in previous.items():
+                signal(number, handler)
+        return self.state.step >= self.max_steps
+
+    def _run_steps(self, micro_batches: Prefetcher[Portion, tuple[Portion, MicroBatch]]) -> bool:
+        """Steps until the last one; True when a stop was asked for."""
+        window, skipped = _Window(micro_batches), 0
+        while self.state.step < self.max_steps:
+            finite, stop = self._step(micro_batches, window)
+            if not finite:
+                skipped += 1
+                if skipped == _MAX_SKIPPED:
+                    raise UserError(
+                        f"{_MAX_SKIPPED} steps in a row had a non-finite loss or gradient (metrics.jsonl names the "
+                        "conversations): lower optimizer.lr and start again from the last checkpoint."
+                    )
+            else:
+                skipped = 0
+                self._after_step()
+                window.restart_clock()
+            if stop:
+                return True
+        return False
+
+    def _step(self, micro_batches, window: "_Window") -> tuple[bool, bool]:
+        """One optimizer step of all ranks. Whether it was finite, and whether any rank was asked to stop."""
+        optimizer, state = self.config.optimizer, self.state
+        rate = learning_rate(state.step, self.max_steps, optimizer.lr, optimizer.min_lr, self.config.schedule)
         set_learning_rate(self.optimizers, rate)
-        first = self.state.batches * config.run.batch_size
-        batch = [self.training[self.sampler[first + i]] for i in range(config.run.batch_size)]
+        statistics, tokens = self._accumulate(micro_batches)
+        statistics, (tokens, stops, unsaved) = pool_over_ranks(
+            statistics, (tokens, self._stop_requested, self.saver.failed), self.world
+        )
+        # The loss is a mean over the weights of the whole step, not a mean of per-row or per-rank means.
+        norm = scale_and_clip(self.draft, 1 / statistics.weight.clamp(min=1e-12), optimizer.clip)
+        finite = bool(torch.isfinite(norm).cpu() & torch.isfinite(statistics.weighted_loss).cpu())
+        if finite:
+            for one in self.optimizers:
+                one.step()
+            if self.average is not None:
+                self.average.update(state.step + 1)
+        for one in self.optimizers:
+            one.zero_grad(set_to_none=True)
+        # A skipped batch is consumed, but the schedule waits for it to be made up.
+        first = state.rows
+        self.state = replace(
+            state, step=state.step + finite, batches=state.batches + 1, rows=first + self.config.run.batch_size
+        )
+        self._report_step(statistics, int(tokens), finite, rate, norm, first, window)
+        if unsaved:
+            self.saver.wait()  # some rank's save failed, so all did, and this one raises
+        return finite, stops > 0
+
+    def _accumulate(self, micro_batches) -> tuple[BlockStatistics, int]:
+        """Forward and backward over this rank's micro-batches of one step: gradients are left summed, not averaged."""
         pooled: BlockStatistics | None = None
-        for sample in batch:
-            weighted, statistics = self._micro_step(sample, self.generator)
+        tokens = 0
+        for index in range(self.order.accumulation):
+            portion, micro = next(micro_batches)
+            sync_gradients(self.draft, index == self.order.accumulation - 1)
+            generators = row_generators(self.config.run.seed, "train", portion.positions, self.device)
+            weighted, statistics = self.step(micro, generators)
             weighted.backward()
             pooled = statistics if pooled is None else pooled + statistics
-        # The loss is a mean over the weights of the whole step, not a mean of per-conversation means.
-        norm = scale_and_clip(self.draft, 1 / pooled.weight.clamp(min=1e-12), config.optimizer.clip)
-        finite = bool(torch.isfinite(norm) & torch.isfinite(pooled.weighted_loss))
-        if finite:
-            for optimizer in self.optimizers:
-                optimizer.step()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        # A skipped batch is consumed, but the schedule waits for it to be made up.
-        self.state.batches += 1
-        self.state.step += finite
-        self._log_step(bar, pooled, batch, finite, rate, norm, time.perf_counter() - started)
-        return finite
+            tokens += sum(map(len, portion.rows))
+        return pooled, tokens
 
-    def _micro_step(
-        self, sample: Rendered, generator: torch.Generator
-    ) -> tuple[torch.Tensor, BlockStatistics]:
-        """The algorithm on one conversation: weighted loss sum and statistics."""
-        config = self.draft.config
-        ids, loss_mask, num_anchors = self._inputs(sample)
-        plan = plan_blocks(
-            ids,
-            loss_mask,
-            block_size=config.block_size,
-            num_anchors=num_anchors,
-            gamma=self.config.gamma,
-            generator=generator,
-        )
-        hidden = self._draft_hidden(ids, plan)
-        return decayed_cross_entropy(hidden, self.target.lm_head.weight, plan)
+    def _prepare(self, portion: Portion) -> tuple[Portion, MicroBatch]:
+        with self._target_in_use:
+            return portion, self._preparer(portion.rows)
 
-    def _inputs(self, sample: Rendered) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Tokens [1, S], loss mask [1, S] and number of anchor slots.
-
-        Compiled kernels want few shapes: on a GPU texts are padded to whole tiles (behind every anchor, so nothing sees
-        the padding) and the number of slots is fixed. On a CPU empty slots would only cost time.
-        """
-        ids, mask, slots = sample.input_ids, sample.loss_mask, self.config.blocks.num_anchors
-        if self.device.type == "cpu":
-            slots = min(slots, sample.supervised)
-        else:
-            padding = -len(ids) % _TILE
-            ids, mask = ids + [0] * padding, mask + [False] * padding
-        return torch.tensor([ids], device=self.device), torch.tensor([mask], device=self.device), slots
-
-    def _draft_hidden(self, ids: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
-        features = self.features(ids).detach()
-        with torch.no_grad():
-            embeddings = self.target.embedding(plan.slot_inputs(ids, self.draft.config.mask_token_id))
-        attend = self.attention_form(plan, self.draft.config.sliding_window)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.autocast):
-            if not self.config.run.autocast:
-                features = features.float()
-            return self.draft(embeddings, features, plan.slot_positions, attend)
+    def _after_step(self) -> None:
+        """Validate, decode and save when it is time."""
+        settings, step = self.config, self.state.step
+        last = step == self.max_steps
+        improved = (last or step % settings.metrics.validate_every == 0) and self._validate()
+        if self.decoding is not None and (last or step % settings.metrics.decode_every == 0):
+            self._decode()
+        if improved or last or step % settings.checkpoint.every == 0:
+            self._save(improved)
 
     @torch.no_grad()
-    def _validate(self, bar: tqdm) -> bool:
-        """Statistics on the held-out conversations with fixed anchors; True when the loss is the best so far."""
-        generator = torch.Generator(self.device).manual_seed(self.config.run.seed)
+    def _validate(self) -> bool:
+        """Statistics on the held-out rows with fixed anchors; True when the loss is the best so far."""
+        run, world = self.config.run, self.world
         pooled: BlockStatistics | None = None
-        for sample in self.validation:
-            _, statistics = self._micro_step(sample, generator)
-            pooled = statistics if pooled is None else pooled + statistics
+        portions = validation_portions(self.data.validation, run.micro_batch_size, world.rank, world.size)
+        with self.average.applied() if self.average else nullcontext():
+            for portion, counts in portions:
+                generators = row_generators(run.seed, "validation", portion.positions, self.device)
+                _, statistics = self.step(self._prepare(portion)[1], generators)
+                if not counts:
+                    statistics = BlockStatistics(*(0 * values for values in statistics.tensors()))
+                pooled = statistics if pooled is None else pooled + statistics
+        pooled, _ = pool_over_ranks(pooled, (), world)
         summary = pooled.summary()
-        self.run.append_metrics({"step": self.state.step, "batch": self.state.batches, "kind": "validation", **summary})
-        bar.set_postfix(val=f"{summary['loss']:.3f}", val_tau=f"{summary['tau_estimate']:.2f}")
-        if not math.isfinite(summary["loss"]):
+        self.reporter.metrics(self._record("validation", **summary))
+        loss = summary["loss"]
+        self.reporter.show(val=f"{loss:.3f}", val_tau=f"{summary['tau_estimate']:.2f}")
+        self.reporter.note(f"Step {self.state.step}: validation loss {loss:.4f}, tau~{summary['tau_estimate']:.3f}.")
+        if not math.isfinite(loss) or (self.state.best_loss is not None and loss >= self.state.best_loss):
             return False
-        improved = self.state.best_loss is None or summary["loss"] < self.state.best_loss
-        if improved:
-            self.state.best_loss = summary["loss"]
-        return improved
+        self.state.best_loss = loss
+        return True
 
-    def _log_step(self, bar, pooled, batch, finite, rate, norm, seconds) -> None:
-        bar.update(int(finite))
-        tokens = sum(len(sample.input_ids) for sample in batch)
-        record = {
-            "step": self.state.step,
-            "batch": self.state.batches,
-            "kind": "train",
-            "lr": rate,
-            "grad_norm": float(norm),
-            "skipped": not finite,
-        }
+    def _decode(self) -> None:
+        """Decoded tau on rank 0; the others wait for it at the end."""
+        export = DraftExport.of(self.draft, self.average, self.world)
+
+        def measure() -> dict:
+            with self._target_in_use:
+                return self.decoding.measure(export.build())
+
+        measured = self.world.on_main(measure)
+        self.reporter.metrics(self._record("decode", **measured))
+        self.reporter.note(f"Step {self.state.step}: decoded tau {measured['decoded_tau']}.")
+
+    def _report_step(self, statistics, tokens, finite, rate, norm, first, window: "_Window") -> None:
+        state = self.state
+        window.add(tokens)
+        self.reporter.reach(state.step, self.max_steps)
+        record = self._record("train", lr=rate, grad_norm=float(norm), skipped=not finite)
         if not finite:
-            self.run.append_metrics({**record, "conversations": [sample.id for sample in batch]})
-        elif self.state.step % self.config.metrics.log_every == 0:
-            summary = pooled.summary()
-            self.run.append_metrics({**record, **summary, "tokens": tokens, "tokens_per_s": tokens / seconds})
-            self.run.set_status("running", step=self.state.step, max_steps=self.config.run.max_steps)
-            bar.set_description(f"train loss {summary['loss']:.3f} tau~{summary['tau_estimate']:.2f}")
+            names = self.order.conversations(first)
+            self.reporter.metrics({**record, "conversations": names})
+            self.reporter.note(f"Batch {state.batches} was skipped: its loss or gradient is not finite.")
+        elif state.step % self.config.metrics.log_every == 0:
+            speed, waited = window.close()
+            ranks = self.world.gather((waited, peak_memory_gib(self.device)))
+            waits, memory = zip(*ranks, strict=True)
+            summary = statistics.summary()
+            self.reporter.metrics(
+                {
+                    **record,
+                    **summary,
+                    "tokens": tokens,
+                    "tokens_per_s": speed,
+                    "data_wait_percent": 100 * sum(waits) / len(waits),
+                    "memory_gib": max(memory),
+                }
+            )
+            self.reporter.show(loss=f"{summary['loss']:.3f}", tau=f"{summary['tau_estimate']:.2f}")
+
+    def _record(self, kind: str, **values) -> dict:
+        return {"step": self.state.step, "batch": self.state.batches, "kind": kind, **values}
 
     def _save(self, is_best: bool) -> None:
-        self.state = replace(self.state, rng=generator_state(self.generator))
-        self.store.save(self.draft, self.optimizers, self.state, is_best)
+        self.saver.wait()  # one at a time: two would need the memory twice
+        tensors, asynchronous = self.tensors.tensors(), self.config.checkpoint.asynchronous
+        export = DraftExport.of(self.draft, self.average, self.world)
+        contents = Contents(replace(self.state), host_copy(tensors) if asynchronous else tensors, export, is_best)
+        if asynchronous:
+            self.saver.submit(lambda: self._write(contents))
+        else:
+            self._write(contents)
+
+    def _write(self, contents: Contents) -> None:
+        path = self.store.save(contents)
+        self.reporter.note(f"Checkpoint {path.name} is complete{', the best so far' if contents.is_best else ''}.")
+
+    def _restore(self, latest: Path, saved: TrainerState) -> None:
+        found = self.store.load(latest, self.tensors, saved, self.config.optimizer.name)
+        if not found:
+            self.reporter.note(f"{latest.name} holds no average of the weights: it starts at the weights.")
+        now = self.state
+        for what in ("world_size", "training_rows"):
+            if getattr(saved, what) != getattr(now, what):
+                self.reporter.note(
+                    f"Resuming {latest.name}: {what} is {getattr(now, what)}, it was {getattr(saved, what)}; the run goes "
+                    "on, but not bit for bit as it would have."
+                )
+        self.state = replace(saved, world_size=now.world_size, training_rows=now.training_rows)
+
+    def _load_target(self, fresh: bool) -> TargetModel:
+        """The whole target only where something runs it."""
+        config = self.config
+        whole = (
+            config.features.source == "in_process"
+            or config.metrics.decode_every is not None
+            or (fresh and config.draft.init == "warm")
+        )
+        return TargetModel.load(
+            config.target.name,
+            dtype=config.target.dtype,
+            device=self.device,
+            revision=config.target.revision,
+            layers=whole,
+        )
+
+    def _decoding(self) -> DecodedTau | None:
+        metrics = self.config.metrics
+        if metrics.decode_every is None:
+            return None
+        return DecodedTau(metrics, self.target, prompts_for(metrics, self.target, self.data.held_out))
 
     def _request_stop(self, _signal, _frame) -> None:
         self._stop_requested = True
 
-    def _load_data(self) -> tuple[list[Rendered], list[Rendered]]:
-        data = self.config.data
-        rendered = []
-        for path in data.train:
-            for conversation in read_conversations(path):
-                item = render(conversation, self.target.tokenizer, data.max_length)
-                if item.supervised >= data.min_supervised:
-                    rendered.append(item)
-        if len(rendered) <= data.validation_size:
-            raise UserError(
-                f"Only {len(rendered)} usable conversations in {', '.join(data.train)}: more than "
-                f"data.validation_size = {data.validation_size} are needed."
-            )
-        held_out = set(self.run.held_out_ids(lambda: self._choose_held_out(rendered)))
-        training = [item for item in rendered if item.id not in held_out]
-        return training, [item for item in rendered if item.id in held_out]
 
-    def _choose_held_out(self, rendered: list[Rendered]) -> list[str]:
-        chosen = random.Random(self.config.run.seed).sample(rendered, self.config.data.validation_size)
-        return [item.id for item in chosen]
+class _Window:
+    """Speed since the last record: tokens of all ranks, and the share of time that this one waited for data."""
 
-    def _build_draft(self, latest: Path | None) -> DFlashDraft:
-        """The draft of a run's newest checkpoint (its weights follow in full precision), or a new one as configured."""
-        wanted = self.config.draft
-        if latest is not None:
-            return DFlashDraft.from_pretrained(latest / "draft", dtype="float32", device=self.device).train()
-        if wanted.init not in ("random", "warm"):
-            return self._continue_draft(wanted.init)
-        draft_config = DFlashConfig.for_target(
-            self.target,
-            num_hidden_layers=wanted.num_hidden_layers,
-            num_features=wanted.num_features,
-            block_size=wanted.block_size,
-            target_layer_ids=wanted.target_layer_ids,
-            mask_token_id=wanted.mask_token_id,
-            sliding_window=wanted.sliding_window,
-            intermediate_size=wanted.intermediate_size,
-        )
-        draft = DFlashDraft(draft_config).to(self.device)
-        if wanted.init == "warm":
-            warm_start(draft, self.target, self.training[0].input_ids)
-        return draft
+    def __init__(self, micro_batches: Prefetcher) -> None:
+        self._micro_batches = micro_batches
+        self._tokens, self._seconds = 0, 0.0
+        self._waited = micro_batches.wait_seconds
+        self.restart_clock()
 
-    def _continue_draft(self, folder: str) -> DFlashDraft:
-        draft = DFlashDraft.from_pretrained(folder, dtype="float32", device=self.device).train()
-        draft.check_target(self.target)
-        # A resolved config spells out every default, so only a setting that differs from its default was asked for.
-        for name, field in type(self.config.draft).model_fields.items():
-            asked = getattr(self.config.draft, name)
-            if name not in ("init", "type") and asked not in (None, field.default, getattr(draft.config, name)):
-                has = getattr(draft.config, name)
-                raise UserError(f"draft.{name} = {asked} contradicts the draft in {folder!r}, which has {has}.")
-        return draft
+    def restart_clock(self) -> None:
+        """Time spent on validation, decoding and saving is not a step's."""
+        self._clock = time.perf_counter()
+
+    def add(self, tokens: int) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._clock
+        self._clock = now
+        self._tokens += tokens
+
+    def close(self) -> tuple[float, float]:
+        """Tokens per second, and the share of the time spent waiting; begins anew."""
+        waited = self._micro_batches.wait_seconds
+        result = self._tokens / self._seconds, (waited - self._waited) / self._seconds
+        self._tokens, self._seconds, self._waited = 0, 0.0, waited
+        return result

@@ -1,0 +1,133 @@
+"""The processes that train together: which one this is, where it computes, and how all of them agree.
+
+`torchrun` starts the processes, on one machine or on many, and says everything in environment variables. Without it
+there is one process, no process group, and every method here is free.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from dflash.config import TrainConfig
+from dflash.errors import UserError
+
+T = TypeVar("T")
+
+_SHORTEST_TIMEOUT = timedelta(minutes=30)  # the first rank may be downloading a target while the others wait
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`; the groups are None in a process of its own."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None  # gloo: small agreements in host memory
+    saving: dist.ProcessGroup | None = None  # gloo: checkpoints, also from a thread of their own
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def on_main(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """Do something on rank 0 alone and give its result to every rank.
+
+        Raises:
+            UserError: rank 0 raised it; every rank does.
+        """
+        if self.size == 1:
+            return work()
+        outcome = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = work()
+            except UserError as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=group or self.control)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Every rank does it, the first one of each machine before the others, which then find its downloads."""
+        if self.size == 1:
+            return work()
+        first = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
+        result = work() if first else None
+        self.barrier()
+        return result if first else work()
+
+    def gather(self, item: T, group: dist.ProcessGroup | None = None) -> list[T]:
+        """One item of every rank, in order, on every rank."""
+        if self.size == 1:
+            return [item]
+        items: list[T] = [None] * self.size
+        dist.all_gather_object(items, item, group=group or self.control)
+        return items
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier(group=self.control)
+
+
+@contextmanager
+def joined(config: TrainConfig) -> Iterator[World]:
+    """Take one's place among the processes that torchrun started, and leave it at the end.
+
+    Raises:
+        UserError: the device does not fit several ranks, or does not exist.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1 and not config.parallel.cpu_offload:
+        yield World(0, 1, _device(config.run.device, 1))
+        return
+    device = _device(config.run.device, size)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    mine = not dist.is_initialized()
+    timeout = max(_SHORTEST_TIMEOUT, timedelta(seconds=3 * config.metrics.decode_seconds))
+    if mine:
+        # CUDA ranks sum offloaded gradients and agree on decisions in host memory, which is gloo's business.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
+        dist.init_process_group(backend, timeout=timeout, **alone)
+    control, saving = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+    try:
+        yield World(dist.get_rank(), size, device, control, saving)
+    finally:
+        if mine:
+            dist.destroy_process_group()
+
+
+def _device(name: str, size: int) -> torch.device:
+    """The torch device of this rank; "auto" is CUDA where there is any, and several ranks take one GPU each."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"run.device = {name!r} is no torch device: use cpu, cuda or auto.") from error
+    if device.type != "cuda" or size == 1:
+        return device
+    if device.index is not None:
+        raise UserError(f"run.device = {name!r} names one GPU, but {size} ranks train: set run.device=cuda.")
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if local >= torch.cuda.device_count():
+        raise UserError(
+            f"Rank {os.environ.get('RANK')} has no GPU of its own: this machine has {torch.cuda.device_count()}; start "
+            "torchrun with --nproc-per-node of at most that."
+        )
+    return torch.device("cuda", local)
