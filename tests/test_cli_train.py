@@ -20,6 +20,7 @@ def config_file(tiny_target_folder, tmp_path) -> Path:
         "draft": {"num_hidden_layers": 1, "num_features": 2, "block_size": 4},
         "data": {"train": [str(talk)], "validation_size": 1, "max_length": 128},
         "blocks": {"num_anchors": 4},
+        "schedule": {"kind": "constant", "warmup_ratio": 0.0},
         "run": {"max_steps": 2, "batch_size": 1, "autocast": False},
         "checkpoint": {"every": 1},
         "metrics": {"validate_every": 2},
@@ -94,3 +95,17 @@ def test_a_users_mistake_inside_training_is_a_sentence(config_file, tmp_path, mo
     monkeypatch.setattr("dflash.training.trainer.train", refused)
     assert main(["train", str(config_file), "--runs", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "dflash: The disk is full.\n"
+
+
+def test_what_may_surprise_is_noted_before_the_run_starts(config_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dflash.cli.train._train", lambda *_args, **_options: 0)
+    assert main(["train", str(config_file), "schedule.warmup_ratio=0.1", "--runs", str(tmp_path)]) == 0
+    assert "dflash: note: schedule.warmup_ratio = 0.1 of 2 steps is less than one" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", str(config_file), "schedule.warmup_ratio=0.1", "--runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_device_auto_is_taken_as_it_comes(config_file, tmp_path):
+    assert main(["train", str(config_file), "run.device=auto", "--runs", str(tmp_path), "--name", "auto"]) == 0
+    assert json.loads((tmp_path / "auto" / "status.json").read_text())["state"] == "finished"

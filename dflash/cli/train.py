@@ -55,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if plan.estimate.world_size == 1:
         check_device(plan.config.run.device)  # of several ranks, each finds its own
-    for note in plan.notes:
-        print(f"dflash: {note}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # once is enough, however many ranks torchrun started
+        for note in plan.notes:
+            print(f"dflash: note: {note}", file=sys.stderr)
     return _train(plan.config, plan.run_dir, resume=args.resume is not None)
 
 

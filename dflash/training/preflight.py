@@ -97,16 +97,16 @@ def rank_complaints(config: TrainConfig, world_size: int, *, resumed: bool) -> I
             ("parallel.strategy", "parallel.shard_size"),
             "parallel.strategy = 'hybrid' needs parallel.shard_size, the ranks that share one copy of the draft: set it.",
         )
-    if parallel.cpu_offload and run.device == "cpu":
-        yield Complaint(
-            ("parallel.cpu_offload", "run.device"),
-            "parallel.cpu_offload = True has no effect with run.device = 'cpu', where all is in host memory: remove it.",
-        )
-    if parallel.shard_size is not None and (world_size % parallel.shard_size or world_size < parallel.shard_size):
+    elif parallel.strategy == "hybrid" and world_size % parallel.shard_size:
         yield Complaint(
             ("parallel.shard_size",),
             f"parallel.shard_size = {parallel.shard_size} does not divide the {world_size} "
             f"rank{'s' * (world_size > 1)}: choose a divisor, or start that many with torchrun.",
+        )
+    if parallel.cpu_offload and run.device == "cpu":
+        yield Complaint(
+            ("parallel.cpu_offload", "run.device"),
+            "parallel.cpu_offload = True has no effect with run.device = 'cpu', where all is in host memory: remove it.",
         )
     if world_size > 1 or parallel.cpu_offload or resumed:
         return
