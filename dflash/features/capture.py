@@ -131,4 +131,4 @@ def _check_room(path: Path, todo: dict[str, Rendered], identity: FeatureIdentity
 
 
 def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**30:.3g} GiB"
