@@ -62,8 +62,7 @@ def render_all(
     while batch := list(islice(remaining, _BATCH)):
         found = [_find(finder, conversation, last_turn_only) for conversation in batch]
         texts = [item[0] for item in found if not isinstance(item, Rejected)]
-        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True) if texts else {}
-        tokens = zip(encoded.get("input_ids", ()), encoded.get("offset_mapping", ()), strict=True)
+        tokens = _tokenise(tokenizer, texts) if texts else iter(())
         for conversation, item in zip(batch, found, strict=True):
             if isinstance(item, Rejected):
                 yield item
@@ -81,6 +80,18 @@ def inside_spans(offsets: list[tuple[int, int]], spans: list[Span]) -> list[bool
         behind = bisect_right(offsets, end, key=itemgetter(1))
         mask[first:behind] = [True] * (behind - first)
     return mask
+
+
+def _tokenise(tokenizer, texts: list[str]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    """Token ids and character offsets of each text. The template has written the special tokens already."""
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
 
 def _find(finder: AnswerFinder, conversation: Conversation, last_turn_only: bool) -> tuple[str, list[Span]] | Rejected:
