@@ -53,7 +53,9 @@ class FlexAttention:
     def __call__(self, query, context_key, context_value, draft_key, draft_value):
         key = torch.cat([context_key, draft_key], dim=2)
         value = torch.cat([context_value, draft_value], dim=2)
-        kernel = _compiled_flex_attention() if query.is_cuda else _flex_attention()
+        # Inside a compiled layer the kernel is compiled with it.
+        compiled = query.is_cuda and not torch.compiler.is_compiling()
+        kernel = _compiled_flex_attention() if compiled else _flex_attention()
         return kernel(query, key, value, block_mask=self.block_mask, enable_gqa=True)
 
 
