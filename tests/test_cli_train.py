@@ -109,3 +109,14 @@ def test_what_may_surprise_is_noted_before_the_run_starts(config_file, tmp_path,
 def test_the_device_auto_is_taken_as_it_comes(config_file, tmp_path):
     assert main(["train", str(config_file), "run.device=auto", "--runs", str(tmp_path), "--name", "auto"]) == 0
     assert json.loads((tmp_path / "auto" / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_checkpoint_takes_the_disk_that_the_dry_run_announced(config_file, tmp_path, capsys):
+    arguments = ["train", str(config_file), "run.max_steps=1", "optimizer.ema_decay=0.9", "--runs", str(tmp_path)]
+    assert main([*arguments, "--dry-run", "--json"]) == 0
+    announced = json.loads(capsys.readouterr().out)["derived"]["checkpoint_bytes"]
+    assert main([*arguments, "--name", "sized"]) == 0
+    (checkpoint,) = (tmp_path / "sized" / "checkpoints").glob("step_*")
+    taken = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    # Beside the weights there are names, checksums and the state of the random generator, which do not grow with them.
+    assert announced < taken < announced + 40_000

@@ -11,9 +11,10 @@ from dflash.model.draft import DFlashDraft
 from dflash.objectives.head import CHUNK_ROWS
 from dflash.target_facts import TargetFacts, target_facts
 from dflash.training.draft_size import draft_shape
-from dflash.training.estimate import checkpoint_bytes, estimate
+from dflash.training.estimate import checkpoint_bytes, estimate, steps_of
 from dflash.training.memory import LOGITS_CHUNK_ROWS, activation_bytes, memory_per_rank, working_copy_bytes
 from dflash.training.optimizer import build_optimizers
+from dflash.training.order import total_steps
 from dflash.training.schedule import corners, learning_rate
 
 FACTS = TargetFacts("test", 12, 320, 704, 6, 2, 48, 1000, 4096, tied=False)
@@ -140,6 +141,8 @@ def test_every_saving_option_saves_what_it_is_for():
     assert parts(parallel={"strategy": "replicate"})[name].bytes == pytest.approx(8 * plain[name].bytes, rel=1e-6)
     assert parts(parallel={"strategy": "hybrid", "shard_size": 4})[name].bytes == 2 * plain[name].bytes
     assert parts(parallel={"activation_checkpointing": True})["activations"].bytes < plain["activations"].bytes / 2
+    copied = parts(checkpoint={"asynchronous": True})["checkpoint being written"]
+    assert copied.on_host and copied.bytes == 3 * plain[name].bytes
     assert parts(parallel={"cpu_offload": True})[name].on_host and not plain[name].on_host
     cached = parts(features={"source": "cache", "cache": "x"})
     assert cached["target weights"].bytes == 2 * 1000 * 320 * 2 and "target forward" not in cached
@@ -158,6 +161,12 @@ def test_corners_lie_on_the_learning_rate_curve(kind):
     assert points["last step"].step == 200
     if kind == "wsd":
         assert points["start of decay"].step == 161
+
+
+@pytest.mark.parametrize("epochs", [0.1, 1, 2.5, 3])
+def test_steps_are_those_that_the_trainer_takes(epochs):
+    config = make(run={"epochs": epochs, "batch_size": 8})
+    assert steps_of(epochs, 101, 8) == total_steps(config, 101)
 
 
 def test_steps_follow_from_epochs_and_counted_conversations():

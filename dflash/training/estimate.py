@@ -82,14 +82,14 @@ def accumulation(config: TrainConfig, world_size: int) -> int:
 
 
 def steps_of(epochs: float | None, rows: int | None, batch_size: int) -> int | None:
-    """Optimizer steps in which `epochs` passes over `rows` rows fit, the last one filled up from the next pass."""
-    return None if epochs is None or not rows else math.ceil(epochs * rows / batch_size)
+    """Optimizer steps that `epochs` passes over `rows` rows take, the last one filled up from the next pass."""
+    return None if epochs is None or not rows else max(1, math.ceil(round(epochs * rows) / batch_size))
 
 
 def checkpoint_bytes(config: TrainConfig, shape: DraftShape) -> int:
-    """Bytes of one checkpoint: fp32 weights 4P, optimizer state, bf16 draft 2P; 4P + 2P more with averaged weights.
+    """Bytes of one checkpoint: fp32 weights 4P, optimizer state, bf16 draft 2P, and the average of the weights 4P.
 
     On disk there are at most checkpoint.keep newest ones, the best one, and the one that is being written.
     """
-    averaged = 6 * shape.parameters if config.optimizer.ema_decay else 0
+    averaged = 4 * shape.parameters if config.optimizer.ema_decay else 0
     return 6 * shape.parameters + optimizer_bytes(config, shape) + averaged

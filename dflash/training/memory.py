@@ -44,6 +44,7 @@ def memory_per_rank(
         MemoryPart("logits chunk", logits_bytes(config, facts, shape)),
         MemoryPart("features", feature_bytes(config, shape, device_type)),
         MemoryPart("target forward", target_forward_bytes(config, facts)),
+        MemoryPart("checkpoint being written", pending_save_bytes(config, shape) // shards, on_host=True),
     ]
     return [part for part in parts if part.bytes]
 
@@ -170,6 +171,13 @@ def target_forward_bytes(config: TrainConfig, facts: TargetFacts) -> int:
         return 0
     rows = config.run.micro_batch_size * config.data.max_length
     return rows * (6 * facts.hidden_size + 2 * (facts.intermediate_size or 0)) * _BYTES[config.target.dtype]
+
+
+def pending_save_bytes(config: TrainConfig, shape: DraftShape) -> int:
+    """A checkpoint written while training goes on is copied first: weights, optimizer state and average in fp32."""
+    if not config.checkpoint.asynchronous:
+        return 0
+    return optimizer_bytes(config, shape) + (8 if config.optimizer.ema_decay else 4) * shape.parameters
 
 
 def _draft_bytes(config: TrainConfig) -> int:
