@@ -1,0 +1,113 @@
+"""A supervised process: own process group, output in a file, ended with its parent, never left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from dflash.online import tether
+
+_TAIL_BYTES = 16 << 10
+
+
+class ChildFailed(Exception):
+    """A process ended, or was not ready in time; the message has its exit code and the end of its log."""
+
+
+class Child:
+    """One running process. Use it as a context manager, or call `stop`."""
+
+    def __init__(
+        self, name: str, arguments: Sequence[str], log: Path | str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start it; its output is appended to `log`.
+
+        Raises:
+            RuntimeError: called outside the main thread. Linux ties a child to the thread that started it.
+            OSError: the log cannot be written.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("processes are started from the main thread: they would end with any other")
+        self.name, self.log = name, Path(log)
+        wrapped = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *arguments]
+        with open(self.log, "ab") as output:
+            self._log_start = output.tell()
+            self._process = subprocess.Popen(
+                wrapped,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=None if environment is None else dict(environment),
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Of the process itself, and of its process group."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, or the negative number of the signal that ended it; None while it runs."""
+        return self._process.poll()
+
+    def wait_until(self, ready: Callable[[], bool], timeout: float, interval: float = 0.05) -> None:
+        """Return as soon as `ready` says so.
+
+        Raises:
+            ChildFailed: the process ended before, or `timeout` seconds were over.
+        """
+        deadline = time.monotonic() + timeout
+        while not ready():
+            self.check()
+            if time.monotonic() > deadline:
+                raise ChildFailed(f"{self.name} was not ready after {timeout:g} s. {self._last_words()}")
+            time.sleep(interval)
+
+    def check(self) -> None:
+        """Raise ChildFailed if the process has ended."""
+        if self.returncode is not None:
+            raise ChildFailed(f"{self.name} ended with {describe_exit(self.returncode)}. {self._last_words()}")
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines that this process wrote."""
+        with open(self.log, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(self._log_start, size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def stop(self, grace: float = 5.0) -> None:
+        """End the whole process group: SIGTERM, after `grace` seconds SIGKILL. May be called twice."""
+        self._signal(signal.SIGTERM)
+        try:
+            self._process.wait(grace)
+        except subprocess.TimeoutExpired:
+            pass
+        # Always: the process may have gone and left members of its group behind.
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self.stop()
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            pass  # the whole group has ended
+
+    def _last_words(self) -> str:
+        return f"The end of its log ({self.log}):\n{self.log_tail()}"
+
+
+def describe_exit(returncode: int) -> str:
+    """An exit status in words, such as "exit code 1" or "signal SIGKILL"."""
+    return f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"exit code {returncode}"
