@@ -166,8 +166,8 @@ class RunConfig(_Section):
     def _one_length(self):
         if self.max_steps is not None and self.epochs is not None:
             raise ValueError(
-                f"run.max_steps = {self.max_steps} and run.epochs = {self.epochs} contradict each other: set one of them "
-                "to null"
+                f"run.max_steps = {self.max_steps} and run.epochs = {self.epochs} contradict each other: set one of "
+                "them to null"
             )
         if self.max_steps is None and self.epochs is None:
             self.max_steps = 1000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dflash.complaints import Complaint
-from dflash.data.sources import is_jsonl
+from dflash.data.sources import is_file, is_jsonl
 from dflash.embedded import EMBEDDED_NAME
 
 if TYPE_CHECKING:
@@ -34,7 +34,13 @@ RULES = (
         "name a hub target",
     ),
     IdleRule(
-        ("data.subset", "data.split", "data.streaming"),
+        ("data.subset", "data.split"),
+        lambda c: all(is_file(source) for source in c.data.train),
+        "data.train holds single files only",
+        "name a data set",
+    ),
+    IdleRule(
+        ("data.streaming",),
         lambda c: all(is_jsonl(source) for source in c.data.train),
         "data.train holds JSONL files only",
         "name a data set",

@@ -65,7 +65,7 @@ _SMOLLM2 = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
-# The targets of the shipped recipes, as their public config.json files describe them, so that a laptop can plan for them.
+# The targets of the shipped recipes, as their public config.json files describe them: a laptop can plan for them.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     EMBEDDED_NAME: _SMOLLM2,
     "Qwen/Qwen3-4B": {**_QWEN3, "hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True},
@@ -88,12 +88,12 @@ def target_facts(name: str, revision: str | None = None) -> TargetFacts | None:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"target.name = {name!r}: {path} could not be read ({error}), so repair or replace it.") from error
+        raise UserError(f"target.name = {name!r}: {path} could not be read ({error}), so replace it.") from error
     try:
         return _parse(tree, str(path))
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"target.name = {name!r} is no decoder-only transformer, since {path} lacks {error.args[0]!r}: choose another."
+            f"target.name = {name!r} is no decoder-only transformer ({path} lacks {error.args[0]!r}): choose another."
         ) from error
 
 
@@ -139,7 +139,7 @@ def _parse(tree: dict[str, Any], origin: str) -> TargetFacts:
         depth=tree["num_hidden_layers"],
         hidden_size=hidden,
         # Experts make the width of a layer's MLP more than one number.
-        intermediate_size=None if "num_experts" in tree or "num_local_experts" in tree else tree.get("intermediate_size"),
+        intermediate_size=None if {"num_experts", "num_local_experts"} & tree.keys() else tree.get("intermediate_size"),
         heads=heads,
         kv_heads=tree.get("num_key_value_heads") or heads,
         head_dim=tree.get("head_dim") or hidden // heads,

@@ -1,4 +1,4 @@
-"""Wrong configs: each ends, before anything is loaded, with exit code 2 and one sentence naming field, value and remedy."""
+"""Wrong configs: before anything is loaded, exit code 2 and one sentence naming field, value and remedy."""
 
 import json
 import os
@@ -99,9 +99,10 @@ WRONG_HERE = [
     (["data.validation_size=6"], "data.validation_size = 6", "lower it or add data"),
     (["draft.init=wram"], "draft.init = 'wram'", "choose one of those"),
     (["features.source=cache", "features.cache=gone"], "features.cache = 'gone'", "write it with `dflash capture`"),
-    (["metrics.decode_every=5", "metrics.decode_prompts=gone.jsonl"], "metrics.decode_prompts = 'gone.jsonl'", "remove it"),
+    (["metrics.decode_every=5", "metrics.decode_prompts=gone.jsonl"],
+     "metrics.decode_prompts = 'gone.jsonl'", "remove it"),
     (["checkpoint.keep=100000000"], "checkpoint.keep = 100000000", "lower checkpoint.keep"),
-]
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -213,7 +214,8 @@ def test_a_dry_run_takes_under_two_seconds_and_never_imports_torch(config_file):
     """A wrong config and a right one, as a user starts them; `-X importtime` names every module that was imported."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for overrides, code in ((["run.max_steps=0"], 2), ([], 0)):
-        command = [sys.executable, "-X", "importtime", "-m", "dflash", "train", str(config_file), *overrides, "--dry-run"]
+        arguments = ["train", str(config_file), *overrides, "--dry-run"]
+        command = [sys.executable, "-X", "importtime", "-m", "dflash", *arguments]
         started = time.monotonic()
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         seconds = time.monotonic() - started

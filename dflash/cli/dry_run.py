@@ -56,8 +56,8 @@ def _derived(plan: Plan) -> Iterator[str]:
     at_most = "at most " if config.run.epochs is not None else ""
     yield ""
     yield (
-        f"Step: {config.run.batch_size} row(s) = {numbers.world_size} rank(s) x {numbers.accumulation} micro-batch(es) x "
-        f"{config.run.micro_batch_size} row(s)"
+        f"Step: {config.run.batch_size} row(s) = {numbers.world_size} rank(s) x {numbers.accumulation} micro-batch(es) "
+        f"x {config.run.micro_batch_size} row(s)"
     )
     if numbers.steps is None:
         yield f"Steps: {config.run.epochs:g} epochs of data that is counted when the run starts"

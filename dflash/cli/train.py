@@ -31,14 +31,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="settings that replace the file's")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder that holds the runs")
     parser.add_argument("--name", help="of the new run's folder; left out, the config's name and the time")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="run folder to continue, with its own config; only one "
-        "you trust: torch.distributed.checkpoint unpickles its index")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="run folder to continue, with its own config")
     plan = parser.add_argument_group("planning")
     plan.add_argument(
         "--dry-run",
         action="store_true",
-        help="check, print the resolved config and what it amounts to, and stop; a wrong config exits with 2, what only "
-        "this machine lacks (files, packages, disk) is listed as not ready",
+        help="check, print the resolved config and what it amounts to, and stop; a wrong config exits with 2, what "
+        "only this machine lacks (files, packages, disk) is listed as not ready",
     )
     plan.add_argument(
         "--world-size", "--gpus", type=whole_number(1), metavar="N", help="ranks that the dry run assumes; left out, "

@@ -1,20 +1,25 @@
-"""What a name under `data.train` means, judged without reading anything: a JSONL file, local data, or a hub data set."""
+"""What a name under `data.train` means, judged by its name and by what is there, without opening anything."""
 
 import re
 from pathlib import Path
 
-_DATA_SUFFIXES = (".parquet", ".arrow", ".csv", ".json", ".zst", ".gz")
+_TABLES = (".parquet", ".arrow")
 _LARGEST_COUNTED = 1 << 30  # bytes; a dry run should answer at once
 
 
 def is_jsonl(source: str) -> bool:
-    """A plain file of one JSON object a line, read without the `datasets` library."""
-    return source.endswith(".jsonl")
+    """A file of one JSON object a line, which is read without the `datasets` library."""
+    return source.endswith((".jsonl", ".json")) or (not source.endswith(_TABLES) and Path(source).expanduser().is_file())
+
+
+def is_file(source: str) -> bool:
+    """A single file, be it JSONL or a table: it has neither configurations nor splits."""
+    return source.endswith(_TABLES) or is_jsonl(source)
 
 
 def is_hub_id(source: str) -> bool:
     """A name that can only be a data set on the Hugging Face hub: nothing here has it, and no path looks like it."""
-    if is_jsonl(source) or source.endswith(_DATA_SUFFIXES) or Path(source).expanduser().exists():
+    if is_file(source) or Path(source).expanduser().exists():
         return False
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) is not None
 

@@ -1,4 +1,4 @@
-"""The kinds of draft that `draft.type` may name. Importing this module stays cheap; a class is imported when asked for."""
+"""The kinds of draft that `draft.type` may name. A class is imported when asked for, so this module stays cheap."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

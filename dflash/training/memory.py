@@ -1,8 +1,8 @@
 """How much memory a run takes on each device, part by part: arithmetic on the config, nothing is loaded.
 
-Letters: B rows of a micro-batch, S tokens of a row, N anchors, K slots of a block, Q = N*K slots of a row, E hidden size,
-F width of the MLP, h heads and g key/value heads of D dimensions, n features, V vocabulary, P weights of the draft,
-a bytes of a number in the draft's products (2 under autocast, else 4), t bytes of a number of the target.
+Letters: B rows of a micro-batch, S tokens of a row, N anchors, K slots of a block, Q = N*K slots of a row, E hidden
+size, F width of the MLP, h heads and g key/value heads of D dimensions, n features, V vocabulary, P weights of the
+draft, a bytes of a number in the draft's products (2 under autocast, else 4), t bytes of a number of the target.
 What is not counted: the CUDA context (about 1 GiB), fragmentation, buffers of the collectives.
 """
 
@@ -56,7 +56,7 @@ def shards_of(config: TrainConfig, world_size: int) -> int:
 
 
 def target_bytes(config: TrainConfig, facts: TargetFacts) -> int:
-    """t per weight; from cached features, only embedding and LM head are needed: V*E*t, twice when they are not tied."""
+    """t per weight; with cached features only embedding and LM head are loaded: V*E*t, twice when they are not tied."""
     size = _BYTES[config.target.dtype]
     if config.features.source == "cache" or facts.parameters is None:
         return facts.vocab_size * facts.hidden_size * size * (1 if facts.tied else 2)

@@ -64,8 +64,8 @@ def _vocabulary(config: TrainConfig, facts: TargetFacts) -> Iterator[Complaint]:
     elif roles:
         yield Complaint(
             ("draft.mask_token_id", "target"),
-            f"draft.mask_token_id = {mask} is the target's {' and '.join(roles)} token, which text does contain: choose "
-            "a row that it never produces, or remove it.",
+            f"draft.mask_token_id = {mask} is the target's {' and '.join(roles)} token, which text does contain: "
+            "choose a row that it never produces, or remove it.",
         )
     for name, size in (
         ("draft.vocabulary_size", config.draft.vocabulary_size),
@@ -95,7 +95,7 @@ def rank_complaints(config: TrainConfig, world_size: int, *, resumed: bool) -> I
     if parallel.strategy == "hybrid" and parallel.shard_size is None:
         yield Complaint(
             ("parallel.strategy", "parallel.shard_size"),
-            "parallel.strategy = 'hybrid' needs parallel.shard_size, the ranks that share one copy of the draft: set it.",
+            "parallel.strategy = 'hybrid' needs parallel.shard_size, the ranks that share one copy of a draft: set it.",
         )
     elif parallel.strategy == "hybrid" and world_size % parallel.shard_size:
         yield Complaint(
@@ -106,7 +106,7 @@ def rank_complaints(config: TrainConfig, world_size: int, *, resumed: bool) -> I
     if parallel.cpu_offload and run.device == "cpu":
         yield Complaint(
             ("parallel.cpu_offload", "run.device"),
-            "parallel.cpu_offload = True has no effect with run.device = 'cpu', where all is in host memory: remove it.",
+            "parallel.cpu_offload = True has no effect with run.device = 'cpu', all in host memory already: remove it.",
         )
     if world_size > 1 or parallel.cpu_offload or resumed:
         return
@@ -124,13 +124,13 @@ def notes(config: TrainConfig, facts: TargetFacts | None, steps: int | None) -> 
     """What is allowed, but should not surprise anyone."""
     if facts is None:
         yield (
-            f"Nothing is known here about target {config.target.name!r}: layers, mask token, vocabulary, memory and disk "
-            "were not checked."
+            f"Nothing is known here about target {config.target.name!r}: layers, mask token, vocabulary, memory and "
+            "disk were not checked."
         )
     elif facts.depth - 1 in (config.draft.target_layer_ids or ()):
         yield (
-            f"draft.target_layer_ids names layer {facts.depth - 1}, the target's last one, which SGLang cannot capture: "
-            "this draft will not serve there."
+            f"draft.target_layer_ids names layer {facts.depth - 1}, the target's last one, which SGLang cannot "
+            "capture: this draft will not serve there."
         )
     if steps is None:
         return

@@ -32,8 +32,8 @@ def machine_complaints(
     if prompts is not None and not Path(prompts).expanduser().is_file():
         yield Complaint(
             ("metrics.decode_prompts",),
-            f"metrics.decode_prompts = {prompts!r} does not exist: give a JSONL file of prompts, or remove it to decode "
-            "held-out conversations.",
+            f"metrics.decode_prompts = {prompts!r} does not exist: give a JSONL file of prompts, or remove it to "
+            "decode held-out conversations.",
         )
     try:
         check_adapters(config.metrics)
@@ -70,8 +70,8 @@ def _start(config: TrainConfig, facts: TargetFacts | None) -> Iterator[Complaint
     if not (folder / "config.json").is_file():
         yield Complaint(
             ("draft.init",),
-            f"draft.init = {init!r} is neither 'random' nor 'warm' nor a draft folder with a config.json: choose one of "
-            "those.",
+            f"draft.init = {init!r} is neither 'random' nor 'warm' nor a draft folder with a config.json: choose one "
+            "of those.",
         )
         return
     shape = read_draft_shape(init)
@@ -113,8 +113,8 @@ def _contradicting_shape(draft: DraftConfig, tree: dict) -> Iterator[Complaint]:
         if asked not in (None, DraftConfig.model_fields[name].default, value):
             yield Complaint(
                 (f"draft.{name}", "draft.init"),
-                f"draft.{name} = {asked} contradicts the draft in draft.init = {draft.init!r}, which has {value}: remove "
-                "the setting.",
+                f"draft.{name} = {asked} contradicts the draft in draft.init = {draft.init!r}, which has {value}: "
+                "remove the setting.",
             )
 
 
