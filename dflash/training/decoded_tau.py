@@ -44,7 +44,7 @@ class DecodedTau:
         """
         started = time.monotonic()
         deadline = started + self._config.decode_seconds
-        engine = Engine(self._target, _frozen_copy(draft, self._target))
+        engine = Engine(self._target, decoding_copy(draft, self._target))
         counts = AcceptanceCounts((0,) * draft.config.block_size)
         complete = tokens = 0
         for prompt in self._prompts:
@@ -106,7 +106,7 @@ def _run_until(stream: Stream, deadline: float) -> None:
             stream.close()
 
 
-def _frozen_copy(draft: DFlashDraft, target: TargetModel) -> DFlashDraft:
+def decoding_copy(draft: DFlashDraft, target: TargetModel) -> DFlashDraft:
     """The draft as decoding wants it: the target's dtype and device, no gradients."""
     devices = [target.device] if target.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # building a draft draws initial weights

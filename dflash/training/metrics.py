@@ -6,6 +6,7 @@ The run folder's JSONL stays the record; these are copies for people who live in
 
 import importlib.util
 import io
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -13,8 +14,6 @@ from contextlib import contextmanager, redirect_stdout
 from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
-
-from tqdm import tqdm
 
 from dflash.config import MetricsConfig, TrainConfig
 from dflash.errors import UserError
@@ -26,6 +25,8 @@ _WANDB_SECONDS = 60  # longest wait for its server at the start and at the end o
 _BOOKKEEPING = {"step", "batch", "kind"}
 
 Say = Callable[[str], None]
+
+LOG = logging.getLogger("dflash")
 
 
 class MetricSink(Protocol):
@@ -54,18 +55,21 @@ def check_adapters(config: MetricsConfig) -> None:
         _check_wandb_environment()
 
 
-def open_sinks(config: TrainConfig, run_dir: Path, *, after_step: int = 0, say: Say = tqdm.write) -> "Sinks":
+def open_sinks(
+    config: TrainConfig, run_dir: Path, *, after_step: int = 0, say: Say = LOG.info, warn: Say = LOG.warning
+) -> "Sinks":
     """Open every configured adapter for a run; without any, the result does nothing.
 
     Args:
         after_step: the step a resumed run goes on from; 0 for a new one.
-        say: takes one sentence for the log, where there is something to know.
+        say: takes a sentence for each adapter: where its metrics can be seen.
+        warn: takes a sentence when one fails during the run.
 
     Raises:
         UserError: an adapter cannot be started; those already open are closed.
     """
     check_adapters(config.metrics)
-    sinks = Sinks(say)
+    sinks = Sinks(warn)
     try:
         for name in config.metrics.adapters:
             sinks.add(name, _ADAPTERS[name](config, Path(run_dir), after_step, say))
@@ -94,9 +98,9 @@ def scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
 class Sinks:
     """All open adapters as one. One that fails is reported and switched off; training goes on without it."""
 
-    def __init__(self, say: Say = tqdm.write) -> None:
+    def __init__(self, warn: Say = LOG.warning) -> None:
         self._open: dict[str, MetricSink] = {}
-        self._say = say
+        self._warn = warn
 
     def add(self, name: str, sink: MetricSink) -> None:
         self._open[name] = sink
@@ -112,7 +116,7 @@ class Sinks:
                 sink.log(record, step)
             except Exception as error:  # noqa: BLE001 - a chart is not worth a training run; the reason is said
                 del self._open[name]
-                self._say(f"{name} failed at step {step} and is switched off ({_reason(error)}); training goes on.")
+                self._warn(f"{name} failed at step {step} and is switched off ({_reason(error)}); training goes on.")
 
     def close(self) -> None:
         while self._open:
@@ -120,7 +124,7 @@ class Sinks:
             try:
                 sink.close()
             except Exception as error:  # noqa: BLE001 - as above: the run itself has ended well
-                self._say(f"{name} could not be closed ({_reason(error)}); its last metrics may be missing.")
+                self._warn(f"{name} could not be closed ({_reason(error)}); its last metrics may be missing.")
 
 
 class TensorBoardSink:
