@@ -17,9 +17,8 @@ import yaml
 
 from dflash.cli.main import main
 from dflash.config import load_config
-from dflash.data.conversations import read_conversations
+from dflash.data.load import load_conversations
 from dflash.data.rows import build_rows
-from dflash.data.template import render
 from dflash.features.cache_folder import CacheFolder
 from dflash.features.identity import FeatureIdentity
 from dflash.features.source import open_source
@@ -56,7 +55,7 @@ def write_talk(path: Path, count: int) -> None:
 def assert_complete(config_file, target, out) -> None:
     """Every conversation is in the cache, and equals what the target gives now."""
     config = load_config(config_file, ["features.source=cache", f"features.cache={out}"])
-    items = [render(c, target.tokenizer, 128) for c in read_conversations(config.data.train[0])]
+    items = load_conversations(config.data, target.tokenizer).rendered
     rows = build_rows(items, max_length=128, packing=False)
     source = open_source(config, target, LAYER_IDS, rows)
     for row in rows:
@@ -199,6 +198,8 @@ def test_a_limit_on_file_sizes_is_one_sentence_too(config_file, tmp_path, capsys
         (["--out", "other"], "holds other files"),
         (["--out", "other/file"], "could not be written: "),
         (["data.train=[none.jsonl]", "--out", "a"], "none.jsonl"),
+        (["data.min_supervised=120", "--out", "a"], "None of the conversations in "),
+        (["draft.target_layer_ids=[1,2,6]", "--out", "a"], "whose layers are 0 to 5"),
         (["run.device=abacus", "--out", "a"], "'abacus'"),
         (["--out", "a", "--shard-mb", "0"], "not a whole number of 1 or more"),
     ],

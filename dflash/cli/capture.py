@@ -2,16 +2,18 @@
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dflash.cli.options import pick_device, whole_number
+from dflash.cli.options import hide_loading_bars, pick_device, whole_number
 from dflash.errors import UserError
 
 if TYPE_CHECKING:
+    from dflash.complaints import Complaint
     from dflash.config import TrainConfig
-    from dflash.data.template import Rendered
+    from dflash.data.load import Loaded
     from dflash.target import TargetModel
 
 
@@ -39,36 +41,53 @@ def run(args: argparse.Namespace) -> int:
     from dflash.config import load_config
     from dflash.recipes import resolve_recipe
 
-    config = load_config(resolve_recipe(args.config), args.overrides)
+    config = load_config(resolve_recipe(args.config), args.overrides, also=_complaints)
     out = _out(args.out, config)
     device = pick_device(config.run.device)
-
-    from transformers.utils.logging import disable_progress_bar
 
     from dflash.features.capture import capture
     from dflash.target import TargetModel
 
-    disable_progress_bar()  # of reading local weights
+    hide_loading_bars()
     name, revision = config.target.name, config.target.revision
     target = TargetModel.load(name, dtype=config.target.dtype, device=device, revision=revision)
-    report = capture(
-        config,
-        target,
-        _layer_ids(config, target),
-        _conversations(config, target),
-        out,
-        shard_bytes=args.shard_mb << 20,
-    )
+    loaded = _conversations(config, target)
+    layer_ids, shard_bytes = _layer_ids(config, target), args.shard_mb << 20
+    report = capture(config, target, layer_ids, loaded.rendered, out, shard_bytes=shard_bytes)
     if args.json:
-        print(json.dumps({"out": str(out), **asdict(report)}))
+        print(json.dumps({"out": str(out), "rejected": len(loaded.rejects), **asdict(report)}))
     else:
         print(
             f"{out}: {report.documents} conversations written ({report.tokens} tokens, {report.bytes / 2**20:.0f} MiB in "
-            f"{report.shards} shards), {report.resumed} were there already.\n"
-            f"Train from them: dflash train {args.config} {' '.join(args.overrides)} features.source=cache "
-            f"features.cache={out}"
+            f"{report.shards} shards), {report.resumed} were there already, {len(loaded.rejects)} cannot be used.\n"
+            f"Train from them: {_train_command(args, config, out)}"
         )
     return 0
+
+
+def _train_command(args: argparse.Namespace, config: "TrainConfig", out: Path) -> str:
+    source = [] if config.features.source == "cache" else ["features.source=cache", f"features.cache={out}"]
+    return shlex.join(["dflash", "train", args.config, *args.overrides, *source])
+
+
+def _complaints(config: "TrainConfig") -> "list[Complaint]":
+    """What `dflash train` would say about data, draft and target, before any of them is loaded."""
+    from dflash.target_facts import target_facts
+    from dflash.training.preflight import target_complaints
+    from dflash.training.readiness import machine_complaints
+
+    facts = target_facts(config.target.name, config.target.revision)
+    found = [
+        *(target_complaints(config, facts) if facts else ()),
+        *machine_complaints(config, facts, run_dir=Path(), disk_bytes=None),
+    ]
+    # The cache is yet to be written, and more conversations may come before the training does.
+    sections = [{field.partition(".")[0] for field in complaint.fields} for complaint in found]
+    return [
+        complaint
+        for complaint, touched in zip(found, sections, strict=True)
+        if touched & {"target", "data", "draft"} and "data.validation_size" not in complaint.fields
+    ]
 
 
 def _out(given: Path | None, config: "TrainConfig") -> Path:
@@ -76,9 +95,9 @@ def _out(given: Path | None, config: "TrainConfig") -> Path:
     configured = config.features.cache
     if given is None and configured is None:
         raise UserError("No folder for the features was given: add --out DIR, or set features.cache in the config.")
-    if given is not None and configured is not None and given.resolve() != Path(configured).resolve():
+    if given is not None and configured is not None and given.expanduser().resolve() != Path(configured).expanduser().resolve():
         raise UserError(f"--out {str(given)!r} contradicts features.cache = {configured!r} of the config: drop one.")
-    return given or Path(configured)
+    return (given or Path(configured)).expanduser()
 
 
 def _layer_ids(config: "TrainConfig", target: "TargetModel") -> list[int]:
@@ -92,15 +111,19 @@ def _layer_ids(config: "TrainConfig", target: "TargetModel") -> list[int]:
     return draft.target_layer_ids or default_layer_ids(target.num_layers, draft.num_features)
 
 
-def _conversations(config: "TrainConfig", target: "TargetModel") -> list["Rendered"]:
-    """Every conversation that training would see, held-out ones included."""
-    from dflash.data.conversations import read_conversations
-    from dflash.data.template import render
+def _conversations(config: "TrainConfig", target: "TargetModel") -> "Loaded":
+    """Every conversation that training would see, held-out ones included.
 
-    data = config.data
-    rendered = [
-        render(conversation, target.tokenizer, data.max_length)
-        for path in data.train
-        for conversation in read_conversations(path)
-    ]
-    return [item for item in rendered if item.supervised >= data.min_supervised]
+    Raises:
+        UserError: a source cannot be read, or none of its conversations can be used.
+    """
+    from dflash.data.load import load_conversations
+
+    loaded = load_conversations(config.data, target.tokenizer, progress=True)
+    if not loaded.rendered:
+        reason, count = loaded.reasons[0]
+        raise UserError(
+            f"None of the conversations in {', '.join(config.data.train)} can be used, {count} of them because: {reason}; "
+            "`dflash data inspect` shows them."
+        )
+    return loaded

@@ -188,17 +188,22 @@ def load_target(args: argparse.Namespace) -> "TargetModel":
     Raises:
         UserError: no such target or device.
     """
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
-
     from dflash.target import TargetModel
 
     device = use_machine(args)
+    hide_loading_bars()
+    return TargetModel.load(args.target, dtype=args.dtype, device=device)
+
+
+def hide_loading_bars() -> None:
+    """No bars for reading local weights; a download still shows its own."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
     show_downloads = not are_progress_bars_disabled()
     disable_progress_bar()
     if show_downloads:
         enable_progress_bars()  # the line above takes the bars of downloads away as well
-    return TargetModel.load(args.target, dtype=args.dtype, device=device)
 
 
 def load_engine(args: argparse.Namespace) -> "Engine":

@@ -44,7 +44,7 @@ class CacheFolder:
     """Paths and small files of one cache."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         # A folder, since safetensors writes under a name of its own choice before it renames.
         self._staging = self.path / ".staging"
 
