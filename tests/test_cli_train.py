@@ -120,3 +120,13 @@ def test_a_checkpoint_takes_the_disk_that_the_dry_run_announced(config_file, tmp
     taken = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     # Beside the weights there are names, checksums and the state of the random generator, which do not grow with them.
     assert announced < taken < announced + 40_000
+
+
+def test_only_the_first_rank_tells_how_a_run_ended(config_file, tmp_path, monkeypatch, capsys):
+    """Another rank may have named the run folder a second later, and then knows nothing of it."""
+    monkeypatch.setattr("dflash.training.trainer.train", lambda _config, run_dir, resume: run_dir / "draft")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = ["train", str(config_file), "run.batch_size=2", "--runs", str(tmp_path), "--name", "elsewhere"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == ""

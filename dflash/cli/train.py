@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if plan.estimate.world_size == 1:
         check_device(plan.config.run.device)  # of several ranks, each finds its own
-    if os.environ.get("RANK", "0") == "0":  # once is enough, however many ranks torchrun started
+    if _speaks():
         for note in plan.notes:
             print(f"dflash: note: {note}", file=sys.stderr)
     return _train(plan.config, plan.run_dir, resume=args.resume is not None)
@@ -66,6 +66,8 @@ def _train(config: "TrainConfig", run_dir: Path, *, resume: bool) -> int:
     # Said by torch at every first checkpoint; one process is what is meant.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     draft = train(config, run_dir, resume=resume)
+    if not _speaks():
+        return 0  # the first rank, whose run folder it is, tells how it ended
     if _state(run_dir) == "stopped":
         print(f"Stopped; go on with: dflash train --resume {run_dir}")
         return 130
@@ -149,6 +151,11 @@ def _resumed(args: argparse.Namespace) -> tuple[Path, list[str], Path]:
     if not (args.resume / "config.yaml").is_file():
         raise UserError(f"{args.resume} is no run folder (it holds no config.yaml): give one from `{args.runs}`.")
     return args.resume / "config.yaml", overrides, args.resume
+
+
+def _speaks() -> bool:
+    """Whether this is the one of the ranks that torchrun started which talks to the user."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _state(run_dir: Path) -> str:
