@@ -1,5 +1,6 @@
 """Ranks in real gloo processes: the same curve however many share the work, every strategy, every optimizer."""
 
+import json
 import textwrap
 
 import pytest
@@ -86,6 +87,84 @@ def test_the_loss_curve_is_the_same_on_one_two_and_four_ranks_and_with_every_str
     train(config(optimizer={"name": "muon", "ema_decay": 0.9}), tmp_path / "muon-alone", progress=False)
     # Newton-Schulz runs in bf16, which a difference in the last fp32 bit may push to the neighbouring value.
     assert_same_curve(tmp_path / "muon-alone", tmp_path / "muon", tolerance=1e-3)
+
+
+INCIDENTS = textwrap.dedent("""
+    import os, signal, sys
+    from pathlib import Path
+    import torch
+    from dflash.config import TrainConfig
+    from dflash.errors import UserError
+    from dflash.training import trainer as module
+    from dflash.training.world import joined
+    here = Path(sys.argv[1])
+    config = TrainConfig.model_validate_json((here / "config.json").read_text())
+    accumulate, after_step = module.Trainer._accumulate, module.Trainer._after_step
+
+    def one_rank_fails(self, micro_batches):
+        pooled = accumulate(self, micro_batches)
+        if self.world.rank == 1 and self.state.batches == 1:
+            next(self.draft.parameters()).grad.fill_(float("nan"))
+        return pooled
+
+    def one_rank_is_asked_to_stop(self):
+        after_step(self)
+        if self.world.rank == 1 and self.state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def cannot_write(*_):
+        raise OSError(28, "No space left on device")
+
+    with joined(config) as world:
+        module.Trainer._accumulate = one_rank_fails
+        module.train(config, here / "skipped", progress=False)
+        module.Trainer._accumulate = accumulate
+        module.Trainer._after_step = one_rank_is_asked_to_stop
+        module.train(config, here / "stopped", progress=False)
+        module.Trainer._after_step = after_step
+        if world.rank == 1:
+            import dflash.training.checkpoint as checkpoint
+            checkpoint.describe = cannot_write
+        try:
+            module.train(config, here / "full", progress=False)
+        except UserError as error:
+            (here / f"said-by-{world.rank}").write_text(str(error))
+        else:
+            raise SystemExit("a save that one rank could not make was taken for complete")
+        (here / "talk.jsonl").unlink()
+        world.barrier()
+        try:
+            module.train(config, here / "no-data", progress=False)
+        except UserError as error:
+            (here / f"missed-by-{world.rank}").write_text(str(error))
+""")
+
+
+@pytest.mark.slow
+def test_what_happens_to_one_rank_is_agreed_by_all(config, tmp_path):
+    settings = config(metrics={"decode_every": 2, "decode_count": 1, "decode_tokens": 6})
+    (tmp_path / "config.json").write_text(settings.model_dump_json(exclude_unset=True))
+    result = torchrun(2, INCIDENTS, tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    logged = metrics(tmp_path / "skipped", "train")
+    assert [line["skipped"] for line in logged] == [False, True, False, False, False]
+    assert [line["step"] for line in logged] == [1, 1, 2, 3, 4]
+    assert len(logged[1]["conversations"]) == 4, "the rows of both ranks are suspects"
+    decoded = metrics(tmp_path / "skipped", "decode")
+    assert [line["step"] for line in decoded] == [2, 4] and all(line["decoded_tau"] >= 1 for line in decoded)
+
+    status = json.loads((tmp_path / "stopped/status.json").read_text())
+    assert (status["state"], status["step"]) == ("stopped", 3), "the step under way is finished by all"
+    assert (tmp_path / "stopped/checkpoints/step_0000003").is_dir()
+
+    said = {(tmp_path / f"said-by-{rank}").read_text() for rank in (0, 1)}
+    assert len(said) == 1 and "step_0000002 could not be written" in said.pop()
+    assert list((tmp_path / "full/checkpoints").iterdir()) == []
+    assert "No space left" in json.loads((tmp_path / "full/status.json").read_text())["reason"]
+
+    missed = {(tmp_path / f"missed-by-{rank}").read_text() for rank in (0, 1)}
+    assert len(missed) == 1 and "talk.jsonl" in missed.pop()
 
 
 def test_rows_of_a_step_are_shared_without_overlap_or_gap(config):

@@ -101,7 +101,7 @@ class Reporter:
                 return
 
     def _open_log(self) -> None:
-        to_file = logging.FileHandler(self._run.path / "log.txt", encoding="utf-8")
+        to_file = _LogFile(self._run.path / "log.txt", encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_terminal = _AboveTheBar()
         to_terminal.setFormatter(logging.Formatter("%(message)s"))
@@ -111,6 +111,11 @@ class Reporter:
         LOG.setLevel(logging.INFO)
         for handler in self._handlers:
             LOG.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk is told by whoever could not save; a log line is not worth more than that."""
 
 
 class _AboveTheBar(logging.Handler):

@@ -1,16 +1,19 @@
 """The rows of a run: what it trains on and what it holds out, split by conversation."""
 
+import logging
 import random
 from dataclasses import dataclass
 
 from dflash.config import TrainConfig
-from dflash.data.conversations import read_conversations
+from dflash.data.load import load_conversations
 from dflash.data.rows import Row, build_rows
-from dflash.data.template import Rendered, render
+from dflash.data.template import Rendered
 from dflash.errors import UserError
 from dflash.target import TargetModel
 from dflash.training.run_folder import RunFolder
 from dflash.training.world import World
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,11 @@ def load_run_data(config: TrainConfig, target: TargetModel, run: RunFolder, worl
     Raises:
         UserError: a source cannot be read, or too few usable conversations are left.
     """
-    rendered = []
-    for path in config.data.train:
-        for conversation in read_conversations(path):
-            item = render(conversation, target.tokenizer, config.data.max_length)
-            if item.supervised >= config.data.min_supervised:
-                rendered.append(item)
+    loaded = world.main_first(lambda: load_conversations(config.data, target.tokenizer, progress=world.is_main))
+    rendered = loaded.rendered
+    if loaded.rejects and world.is_main:
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in loaded.reasons)
+        _LOG.info("%d conversations are left out: %s.", len(loaded.rejects), reasons)
     size = config.data.validation_size
     if len(rendered) <= size:
         raise UserError(
@@ -40,8 +42,9 @@ def load_run_data(config: TrainConfig, target: TargetModel, run: RunFolder, worl
         )
     # Chosen once per run, so that data which grows later stays out of them.
     chosen = world.on_main(lambda: run.held_out_ids(lambda: _draw(rendered, size, config.run.seed)))
-    held_out = [item for item in rendered if item.id in set(chosen)]
-    training = [item for item in rendered if item.id not in set(chosen)]
+    names = set(chosen)
+    held_out = [item for item in rendered if item.id in names]
+    training = [item for item in rendered if item.id not in names]
     return RunData(_rows(training, config), _rows(held_out, config), held_out)
 
 

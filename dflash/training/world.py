@@ -56,12 +56,23 @@ class World:
         return outcome[0]
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """Every rank does it, the first one of each machine before the others, which then find its downloads."""
+        """Every rank does it, the first one of each machine before the others, which then find its downloads.
+
+        Raises:
+            UserError: one of the first ranks raised it; every rank does.
+        """
         if self.size == 1:
             return work()
         first = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
-        result = work() if first else None
-        self.barrier()
+        result = error = None
+        if first:
+            try:
+                result = work()
+            except UserError as caught:
+                error = caught
+        error = next(filter(None, self.gather(error)), None)
+        if error is not None:
+            raise error
         return result if first else work()
 
     def gather(self, item: T, group: dist.ProcessGroup | None = None) -> list[T]:
