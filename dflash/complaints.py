@@ -78,7 +78,7 @@ def _advice(loc: tuple[str, ...], model: type[BaseModel]) -> str:
     known = model.model_fields
     for section in sections:
         known = known[section].annotation.model_fields
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"write {'.'.join([*sections, close[0]])}, or remove it"
     elsewhere = [
