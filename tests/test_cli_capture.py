@@ -1,4 +1,4 @@
-"""`dflash capture` as a user meets it: resumes after kill -9, survives a full disk, never shares a folder with another."""
+"""`dflash capture` as a user meets it: it resumes after kill -9, survives a full disk and never shares a folder."""
 
 import json
 import os
@@ -63,11 +63,17 @@ def assert_complete(config_file, target, out) -> None:
     source.close()
 
 
+def indexed(shard: Path) -> bool:
+    return shard.with_suffix(".json").exists()
+
+
 def test_a_capture_reports_what_it_wrote_and_finds_it_there_the_next_time(config_file, tiny_target, tmp_path, capsys):
     out = tmp_path / "cache"
     arguments = ["capture", str(config_file), "--out", str(out), "--shard-mb", "1", "--json"]
     assert main(arguments) == 0
-    report = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("60 conversations of ") and "GiB free" in printed.err, "estimated beforehand"
+    report = json.loads(printed.out)
     shards = list(out.glob("*.safetensors"))
     assert report["documents"] == 60 and report["resumed"] == 0 and report["shards"] == len(shards) > 1
     assert report["bytes"] == sum(path.stat().st_size for path in shards) > report["tokens"] * BYTES_PER_TOKEN
@@ -100,7 +106,7 @@ def test_kill_9_in_the_middle_loses_no_complete_shard(config_file, tiny_target, 
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    complete = {path: path.stat().st_mtime_ns for path in out.glob("*.safetensors") if path.with_suffix(".json").exists()}
+    complete = {path: path.stat().st_mtime_ns for path in out.glob("*.safetensors") if indexed(path)}
     assert main(["capture", str(config_file), "--out", str(out), "--shard-mb", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert 0 < report["resumed"] < 400 and report["resumed"] + report["documents"] == 400

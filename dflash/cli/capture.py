@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "capture",
         help="compute a run's target features once, to train from disk",
-        description="Run the target over all conversations of a training config and write the features to a folder, from "
-        "which `dflash train CONFIG features.source=cache features.cache=DIR` trains without the target's layers. Running "
-        "the same command again continues where the last run stopped, and adds conversations that are new.",
+        description="Run the target over all conversations of a training config and write the features to a folder, "
+        "from which `dflash train CONFIG features.source=cache features.cache=DIR` trains without the target's layers. "
+        "Running the same command again continues where the last run stopped, and adds conversations that are new.",
     )
     parser.add_argument("config", help="YAML file, or the name of a shipped recipe: the one to train with")
     parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="settings that replace the file's")
@@ -53,16 +54,22 @@ def run(args: argparse.Namespace) -> int:
     target = TargetModel.load(name, dtype=config.target.dtype, device=device, revision=revision)
     loaded = _conversations(config, target)
     layer_ids, shard_bytes = _layer_ids(config, target), args.shard_mb << 20
-    report = capture(config, target, layer_ids, loaded.rendered, out, shard_bytes=shard_bytes)
+    report = capture(
+        config, target, layer_ids, loaded.rendered, out, shard_bytes=shard_bytes, announce=_to_stderr
+    )
     if args.json:
         print(json.dumps({"out": str(out), "rejected": len(loaded.rejects), **asdict(report)}))
     else:
         print(
-            f"{out}: {report.documents} conversations written ({report.tokens} tokens, {report.bytes / 2**20:.0f} MiB in "
-            f"{report.shards} shards), {report.resumed} were there already, {len(loaded.rejects)} cannot be used.\n"
+            f"{out}: {report.documents} conversations written ({report.tokens} tokens, {report.bytes / 2**20:.0f} MiB "
+            f"in {report.shards} shards), {report.resumed} were there already, {len(loaded.rejects)} cannot be used.\n"
             f"Train from them: {_train_command(args, config, out)}"
         )
     return 0
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _train_command(args: argparse.Namespace, config: "TrainConfig", out: Path) -> str:
@@ -92,12 +99,14 @@ def _complaints(config: "TrainConfig") -> "list[Complaint]":
 
 def _out(given: Path | None, config: "TrainConfig") -> Path:
     """The cache's folder: from the command line or from the config, which must not contradict each other."""
-    configured = config.features.cache
-    if given is None and configured is None:
+    folders = [Path(folder).expanduser() for folder in (given, config.features.cache) if folder is not None]
+    if not folders:
         raise UserError("No folder for the features was given: add --out DIR, or set features.cache in the config.")
-    if given is not None and configured is not None and given.expanduser().resolve() != Path(configured).expanduser().resolve():
-        raise UserError(f"--out {str(given)!r} contradicts features.cache = {configured!r} of the config: drop one.")
-    return (given or Path(configured)).expanduser()
+    if folders[0].resolve() != folders[-1].resolve():
+        raise UserError(
+            f"--out {str(given)!r} contradicts features.cache = {config.features.cache!r} of the config: drop one."
+        )
+    return folders[0]
 
 
 def _layer_ids(config: "TrainConfig", target: "TargetModel") -> list[int]:
@@ -123,7 +132,7 @@ def _conversations(config: "TrainConfig", target: "TargetModel") -> "Loaded":
     if not loaded.rendered:
         reason, count = loaded.reasons[0]
         raise UserError(
-            f"None of the conversations in {', '.join(config.data.train)} can be used, {count} of them because: {reason}; "
-            "`dflash data inspect` shows them."
+            f"None of the conversations in {', '.join(config.data.train)} can be used, {count} of them because: "
+            f"{reason}; `dflash data inspect` shows them."
         )
     return loaded

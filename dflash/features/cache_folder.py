@@ -4,8 +4,8 @@
     shard-00000.safetensors     one tensor [s, n*E] per document, named by the document's key
     shard-00000.json            size of the shard; key, conversation id, length and checksum of each document
 
-A shard counts once its index is there. Both are written under another name, brought to disk and renamed, the index last:
-whatever ends the writer, complete shards stay and nothing else is ever read.
+A shard counts once its index is there. Both are written under another name, brought to disk and renamed, the index
+last: whatever ends the writer, complete shards stay and nothing else is ever read.
 """
 
 import errno
@@ -87,7 +87,8 @@ class CacheFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(
-                    f"Another process is capturing into {str(self.path)!r}: wait until it is done, or give another --out."
+                    f"Another process is capturing into {str(self.path)!r}: wait until it is done, or give another "
+                    "folder as --out."
                 ) from error
             if (self.path / "cache.json").exists():
                 if difference := self.identity.difference(identity):

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +44,15 @@ def capture(
     *,
     shard_bytes: int = SHARD_BYTES,
     progress: bool = True,
+    announce: Callable[[str], None] | None = None,
 ) -> CaptureReport:
     """Write the features of every conversation that is not yet in the cache `out`; a shard in memory at a time.
 
+    `announce` is told how much there is to do, before the first forward.
+
     Raises:
-        UserError: `out` holds other things or is in use, the disk has not enough room or fills up; complete shards stay.
+        UserError: `out` holds other things or is in use, the disk has not enough room or fills up. Complete shards
+            stay.
     """
     identity = FeatureIdentity.of(config, target, layer_ids)
     folder = CacheFolder(out)
@@ -59,13 +63,15 @@ def capture(
             wanted = {document_key(item.input_ids): item for item in conversations}
             todo = {key: item for key, item in wanted.items() if key not in held}
             report.resumed = len(wanted) - len(todo)
-            _check_room(folder.path, todo, identity)
+            estimate = _check_room(folder.path, todo, identity)
+            if announce:
+                announce(estimate)
             _fill(folder, todo, InProcessFeatures(target, layer_ids), shard_bytes, report, progress)
     except OSError as error:
         kept = len(list(folder.path.glob("shard-*.json")))
         raise UserError(
-            f"Feature cache {str(folder.path)!r} could not be written: {error.strerror or error}; {kept} complete shards "
-            "are kept: mend that, and the same command goes on."
+            f"Feature cache {str(folder.path)!r} could not be written: {error.strerror or error}; {kept} complete "
+            "shards are kept: mend that, and the same command goes on."
         ) from error
     return report
 
@@ -119,15 +125,17 @@ def _forwards(todo: dict[str, Rendered]) -> Iterator[list[str]]:
         yield group
 
 
-def _check_room(path: Path, todo: dict[str, Rendered], identity: FeatureIdentity) -> None:
-    """Refuse before the first forward what the disk cannot take."""
-    needed = sum(len(item.input_ids) * identity.bytes_per_token + _HEADER_BYTES for item in todo.values())
+def _check_room(path: Path, todo: dict[str, Rendered], identity: FeatureIdentity) -> str:
+    """The estimate in words; what the disk cannot take is refused before the first forward."""
+    tokens = sum(len(item.input_ids) for item in todo.values())
+    needed = tokens * identity.bytes_per_token + len(todo) * _HEADER_BYTES
     free = shutil.disk_usage(path).free
     if needed > free:
         raise UserError(
             f"The features of {len(todo)} conversations take {_gib(needed)}, and {str(path)!r} has {_gib(free)} free: "
             "make room, give another --out, or take fewer conversations (data.limit)."
         )
+    return f"{len(todo)} conversations of {tokens} tokens to capture: {_gib(needed)} of {_gib(free)} free."
 
 
 def _gib(size: int) -> str:

@@ -110,18 +110,19 @@ def _commit(repository: str, revision: str | None) -> str:
     try:
         path = Path(cached_file(repository, "config.json", revision=revision, local_files_only=True))
     except OSError as error:
-        raise UserError(f"Target {repository!r} has no local copy: load it once while the hub can be reached.") from error
+        raise UserError(
+            f"Target {repository!r} has no local copy: load it once while the hub can be reached."
+        ) from error
     return path.parent.name  # .../snapshots/<commit>/config.json
 
 
 def _sampled(path: Path) -> bytes:
     """Name, size and evenly spread pieces of a file."""
     size = path.stat().st_size
-    pieces = [f"{path.name} {size}".encode()]
+    last = max(size - _SAMPLE_BYTES, 0)
     with open(path, "rb") as file:
-        for index in range(_SAMPLES):
-            pieces.append(os.pread(file.fileno(), _SAMPLE_BYTES, index * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1)))
-    return b"".join(pieces)
+        pieces = [os.pread(file.fileno(), _SAMPLE_BYTES, i * last // (_SAMPLES - 1)) for i in range(_SAMPLES)]
+    return b"".join([f"{path.name} {size}".encode(), *pieces])
 
 
 def _digest(text: str) -> str:

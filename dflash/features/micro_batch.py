@@ -34,8 +34,8 @@ class MicroBatch:
 class MicroBatchPreparer:
     """`prepare` for a `Prefetcher`: rows to a `MicroBatch` on `device`, padded to a multiple of `multiple` tokens.
 
-    On CUDA the work goes to a stream of its own: pinned memory, copies that the host does not wait for, and the target's
-    forward where features are computed in process. That part has not been run yet: no machine here has a GPU.
+    On CUDA the work goes to a stream of its own: pinned memory, copies that the host does not wait for, and the
+    target's forward where features are computed in process. That has not been run yet: no machine here has a GPU.
     """
 
     def __init__(self, source: FeatureSource, device: torch.device | str, *, multiple: int = 1) -> None:

@@ -13,8 +13,9 @@ R = TypeVar("R")
 class Prefetcher(Generic[T, R]):
     """Iterates `prepare(item)` over `items`, in order, with at most `depth` results in preparation or waiting.
 
-    One worker thread takes the items and prepares them; depth 0 does without it and prepares in the caller. An exception
-    of the worker is raised in the consumer, with the worker's own traceback, once the results before it were taken.
+    One worker thread takes the items and prepares them; depth 0 does without it and prepares in the caller. An
+    exception of the worker is raised in the consumer, with the worker's own traceback, once the results before it were
+    taken.
     Use it as a context manager, or call `close`, so that the thread ends with its consumer.
     """
 

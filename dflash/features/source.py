@@ -1,7 +1,7 @@
 """The one interface behind which target features come from the trainer's own process or from disk."""
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -14,6 +14,7 @@ from dflash.features.identity import FeatureIdentity
 from dflash.features.in_process import InProcessFeatures
 from dflash.target import TargetModel
 
+T = TypeVar("T")
 _AHEAD = 2  # one micro-batch is being prepared while another one waits
 
 
@@ -30,6 +31,19 @@ class FeatureSource(Protocol):
         """Give back files and connections."""
 
 
+@runtime_checkable
+class LookaheadSource(FeatureSource, Protocol):
+    """A source that fetches features from elsewhere, and so wants to know the coming rows early."""
+
+    def ahead(self, items: Iterable[T], rows_of: Callable[[T], Sequence[Row]]) -> Iterator[T]:
+        """The same items in the same order; the rows of the coming ones are being fetched meanwhile."""
+
+
+def looking_ahead(source: FeatureSource, items: Iterable[T], rows_of: Callable[[T], Sequence[Row]]) -> Iterator[T]:
+    """The items, unchanged and in order, on their way to `source`: one that can fetches what they will need."""
+    return source.ahead(items, rows_of) if isinstance(source, LookaheadSource) else iter(items)
+
+
 def open_source(
     config: TrainConfig, target: TargetModel, layer_ids: Sequence[int], rows: Iterable[Row] = ()
 ) -> FeatureSource:
@@ -43,7 +57,7 @@ def open_source(
     if config.features.source == "in_process":
         return InProcessFeatures(target, layer_ids)
     if config.features.cache is None:
-        raise UserError("features.source = 'cache' needs features.cache: set it to a folder that `dflash capture` wrote.")
+        raise UserError("features.source = 'cache' needs features.cache: set it to a folder of `dflash capture`.")
     identity = FeatureIdentity.of(config, target, layer_ids)
     return CachedFeatures(CacheFolder(config.features.cache), identity, rows)
 
