@@ -7,16 +7,12 @@ from typing import Any
 
 from dflash.data.conversations import Prompt
 from dflash.data.messages import ROLES
+from dflash.data.sources import is_hub_id
 from dflash.errors import UserError
 from dflash.hub import hub_is_reachable
 
 _FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow"}
 _SAVED_TO_DISK = ("state.json", "dataset_dict.json")  # one of them lies in a folder written by `save_to_disk`
-
-
-def is_table_file(path: Path | str) -> bool:
-    """Whether a file's name says that `datasets` reads it."""
-    return Path(path).suffix in _FILE_KINDS
 
 
 def read_rows(
@@ -68,24 +64,28 @@ def read_dataset_prompts(
 def _open(dataset: str, subset: str | None, split: str, streaming: bool):
     import datasets
 
-    path = Path(dataset)
+    path = Path(dataset).expanduser()
     if path.is_file():
         kind = _FILE_KINDS[path.suffix]
-        return datasets.load_dataset(kind, data_files={split: dataset}, split=split, streaming=streaming)
+        return datasets.load_dataset(kind, data_files={split: str(path)}, split=split, streaming=streaming)
     if any((path / name).is_file() for name in _SAVED_TO_DISK):
-        return _open_saved(dataset, split, streaming)
-    if not path.is_dir() and not hub_is_reachable():
+        return _open_saved(path, split, streaming)
+    if path.is_dir():
+        return datasets.load_dataset(str(path), subset, split=split, streaming=streaming)
+    if not is_hub_id(dataset):
+        raise UserError(f"Data set {dataset!r} does not exist: give a file, a folder of data files or a Hugging Face id.")
+    if not hub_is_reachable():
         raise UserError(f"Data set {dataset!r} is no file or folder here, and the Hugging Face hub cannot be reached.")
     return datasets.load_dataset(dataset, subset, split=split, streaming=streaming)
 
 
-def _open_saved(dataset: str, split: str, streaming: bool):
+def _open_saved(folder: Path, split: str, streaming: bool):
     import datasets
 
-    saved = datasets.load_from_disk(dataset)
+    saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
-            raise UserError(f"Data set {dataset!r} has no split {split!r}: choose one of {', '.join(saved)}.")
+            raise UserError(f"Data set '{folder}' has no split {split!r}: choose one of {', '.join(saved)}.")
         saved = saved[split]
     return saved.to_iterable_dataset() if streaming else saved
 

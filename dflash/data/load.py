@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from dflash.config import DataConfig
 from dflash.data.conversations import Conversation, conversation_from, parse_record, read_lines
-from dflash.data.hf_dataset import is_table_file, read_rows
+from dflash.data.hf_dataset import read_rows
 from dflash.data.messages import Rejected, without_thinking
+from dflash.data.sources import count_conversations, is_jsonl
 from dflash.data.template import Rendered, render_all
 from dflash.errors import UserError
 
@@ -98,7 +99,6 @@ def _parsed(
     """
     records, total = _open(source, config)
     good, first_complaint = 0, None
-    total = config.limit if total is None else min(total, config.limit or total)
     bar = tqdm(
         islice(records, config.limit), total=total, desc=Path(source).name, unit=" conv", leave=False,
         disable=None if progress else True,
@@ -122,12 +122,12 @@ def _parsed(
 
 def _open(source: str, config: DataConfig) -> tuple[Iterator[tuple[int, str, str, str | dict]], int | None]:
     """(line, its name in complaints, its fallback id, JSON text or record) for every line, and their number."""
-    path = Path(source)
-    if path.is_file() and not is_table_file(path):
-        lines = ((number, f"{source}, line {number}", str(number), line) for number, line in read_lines(source))
-        return lines, _count_lines(path)
+    if is_jsonl(source):
+        lines = read_lines(Path(source).expanduser())
+        numbered = ((number, f"{source}, line {number}", str(number), line) for number, line in lines)
+        return numbered, count_conversations([source], config.limit)
     rows, total = read_rows(source, subset=config.subset, split=config.split, streaming=config.streaming)
-    return _rows(rows, source, config), total
+    return _rows(rows, source, config), min(filter(None, (total, config.limit)), default=None)
 
 
 def _rows(rows: Iterator[dict], source: str, config: DataConfig) -> Iterator[tuple[int, str, str, dict]]:
@@ -139,11 +139,6 @@ def _rows(rows: Iterator[dict], source: str, config: DataConfig) -> Iterator[tup
                 "choose a data set of conversations."
             )
         yield number, f"{source}, row {number}", f"{name}-{number}", row
-
-
-def _count_lines(path: Path) -> int:
-    with open(path, "rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 class _Ids:
