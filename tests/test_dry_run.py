@@ -133,6 +133,7 @@ def test_an_unknown_target_is_planned_for_as_far_as_possible(config_file, capsys
     ("overrides", "note"),
     [
         (["draft.target_layer_ids=[1,35]"], "SGLang cannot capture"),
+        (["data.train=[someone/talk]"], "looked up on the Hugging Face hub"),
         (["run.max_steps=10"], "no warm-up"),
         (["run.max_steps=2"], "no decay"),
         (["metrics.decode_every=101", "metrics.decode_count=1"], "tau is never decoded"),
@@ -163,6 +164,14 @@ def test_a_run_resumes_with_the_config_it_wrote_whatever_its_mode(config_file, t
     assert main(["train", "--resume", str(tmp_path / "run"), "--dry-run"]) == 0
     assert load_config(tmp_path / "run" / "config.yaml") == config
     assert main(["train", "--resume", str(tmp_path / "run"), "run.seed=1", "--dry-run"]) == 0
+
+
+def test_a_target_with_experts_is_planned_for_with_a_warning(config_file, tmp_path, capsys):
+    sizes = {"num_hidden_layers": 8, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 500, "num_experts": 4}
+    (tmp_path / "experts").mkdir()
+    (tmp_path / "experts" / "config.json").write_text(json.dumps({"text_config": sizes}))
+    plan = dry_run(capsys, config_file, f"target.name={tmp_path / 'experts'}", "draft.intermediate_size=128")
+    assert plan["derived"]["draft_parameters"] and any("has experts" in note for note in plan["notes"])
 
 
 def test_a_run_that_had_several_ranks_may_go_on_with_one(config_file, tmp_path, monkeypatch, capsys):

@@ -173,6 +173,12 @@ def test_every_complaint_comes_at_once(config_file, capsys, nothing_is_started):
         assert f"\n  {name} = " in error
 
 
+def test_one_fault_is_not_named_twice(config_file, capsys, nothing_is_started):
+    """That nothing is left to train on could also be counted in the file."""
+    assert main(["train", str(config_file), "data.limit=2"]) == 2
+    assert is_one_sentence(capsys.readouterr().err)
+
+
 def test_what_hangs_on_a_faulty_setting_is_not_judged_by_its_default(config_file, capsys):
     """min_lr is above the default lr, but what lr will be is not known yet."""
     assert main(["train", str(config_file), "optimizer.lr=-1", "optimizer.min_lr=0.5", "--dry-run"]) == 2

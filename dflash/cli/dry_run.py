@@ -67,6 +67,10 @@ def _derived(plan: Plan) -> Iterator[str]:
         yield f"Rows: {at_most}{numbers.rows:,}, at most {numbers.tokens:,} tokens"
         corners = ", ".join(f"{point.rate:.3g} at {point.name} ({point.step:,})" for point in numbers.rates)
         yield f"Learning rate: {corners}"
+    yield (
+        f"Answers: at least {config.data.min_supervised} supervised tokens; one of fewer than "
+        f"{config.draft.block_size} fills no block, and its last slots teach nothing"
+    )
     if numbers.draft_parameters is not None:
         yield f"Draft: {numbers.draft_parameters:,} parameters"
     if numbers.checkpoint_bytes is not None:

@@ -106,7 +106,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         kind = assumed_device_type(config.run.device)
         found["facts"] = facts
         found["estimate"] = estimate(config, facts, world_size, conversations=count, device_type=kind)
-        lacking = list(machine_complaints(config, facts, run_dir, found["estimate"].disk_bytes))
+        lacking = list(machine_complaints(config, facts, run_dir, found["estimate"]))
         found["not_ready"] = [complaint.sentence for complaint in lacking]
         return complaints if args.dry_run else complaints + lacking
 

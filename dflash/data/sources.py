@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 _TABLES = (".parquet", ".arrow")
-_LARGEST_COUNTED = 1 << 30  # bytes; a dry run should answer at once
+_LARGEST_COUNTED = 1 << 28  # bytes: a dry run should answer at once
 
 
 def is_jsonl(source: str) -> bool:

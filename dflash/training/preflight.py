@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from dflash.complaints import Complaint
 from dflash.config import TrainConfig
+from dflash.data.sources import is_hub_id
 from dflash.target_facts import TargetFacts
 from dflash.training.draft_size import FROM_SCRATCH
 from dflash.training.schedule import phases
@@ -132,6 +133,11 @@ def notes(config: TrainConfig, facts: TargetFacts | None, steps: int | None) -> 
             f"draft.target_layer_ids names layer {facts.depth - 1}, the target's last one, which SGLang cannot "
             "capture: this draft will not serve there."
         )
+    if facts is not None and facts.intermediate_size is None and config.features.source == "in_process":
+        yield f"Target {config.target.name!r} has experts, which its memory above does not count."
+    for source in config.data.train:
+        if is_hub_id(source):
+            yield f"data.train names {source!r}, which is looked up on the Hugging Face hub when the run starts."
     if steps is None:
         return
     warmup, start = phases(steps, config.schedule)

@@ -7,18 +7,19 @@ from pathlib import Path
 
 from dflash.complaints import Complaint
 from dflash.config import DraftConfig, TrainConfig
-from dflash.data.sources import count_conversations, is_hub_id, is_jsonl
+from dflash.data.sources import is_hub_id, is_jsonl
 from dflash.errors import UserError
 from dflash.target_facts import TargetFacts
 from dflash.training.draft_size import FROM_SCRATCH, read_draft_shape
+from dflash.training.estimate import Estimate
 from dflash.training.metrics import check_adapters
 
 
 def machine_complaints(
-    config: TrainConfig, facts: TargetFacts | None, run_dir: Path, disk_bytes: int | None
+    config: TrainConfig, facts: TargetFacts | None, run_dir: Path, numbers: Estimate
 ) -> Iterator[Complaint]:
-    """What is missing here. `disk_bytes` is what the run's checkpoints will take at once, where that is known."""
-    yield from _training_data(config)
+    """What is missing here for a run of which `numbers` are estimated."""
+    yield from _training_data(config, numbers.conversations)
     yield from _start(config, facts)
     if config.features.source == "cache" and config.features.cache is not None:
         folder = config.features.cache
@@ -39,12 +40,13 @@ def machine_complaints(
         check_adapters(config.metrics)
     except UserError as error:
         yield Complaint(("metrics.adapters",), str(error))
-    if disk_bytes is not None:
-        yield from _disk(config, run_dir, disk_bytes)
+    if numbers.disk_bytes is not None:
+        yield from _disk(config, run_dir, numbers.disk_bytes)
 
 
-def _training_data(config: TrainConfig) -> Iterator[Complaint]:
-    missing = [s for s in config.data.train if not Path(s).expanduser().exists() and not is_hub_id(s)]
+def _training_data(config: TrainConfig, conversations: int | None) -> Iterator[Complaint]:
+    data = config.data
+    missing = [s for s in data.train if not Path(s).expanduser().exists() and not is_hub_id(s)]
     if missing:
         made = "make JSONL files with `dflash synthesize`, or " if all(map(is_jsonl, missing)) else ""
         yield Complaint(
@@ -52,11 +54,11 @@ def _training_data(config: TrainConfig) -> Iterator[Complaint]:
             f"data.train = {config.data.train} names {' and '.join(map(repr, missing))}, which "
             f"{'does' if len(missing) == 1 else 'do'} not exist: {made}set data.train=[FILE,...].",
         )
-    count, held_out = count_conversations(config.data.train, config.data.limit), config.data.validation_size
-    if count is not None and count <= held_out:
+    elif conversations == 0 and (data.limit is None or data.limit * len(data.train) > data.validation_size):
+        # Otherwise data.limit is to blame, which is complained about already.
         yield Complaint(
             ("data.train", "data.limit", "data.validation_size"),
-            f"data.validation_size = {held_out} holds out all of the {count} conversations in data.train = "
+            f"data.validation_size = {config.data.validation_size} holds out all conversations in data.train = "
             f"{config.data.train}: lower it or add data.",
         )
 
