@@ -3,9 +3,9 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -217,16 +217,19 @@ def test_a_draft_folder_of_another_target_or_shape_is_refused(config_file, capsy
 
 
 def test_a_dry_run_takes_under_two_seconds_and_never_imports_torch(config_file):
-    """A wrong config and a right one, as a user starts them; `-X importtime` names every module that was imported."""
+    """A wrong config and a right one, as a user starts them; `-X importtime` names every module that was imported.
+
+    Processor time is what is measured, and held to half of the promise: other processes take nothing away from it.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for overrides, code in ((["run.max_steps=0"], 2), ([], 0)):
         arguments = ["train", str(config_file), *overrides, "--dry-run"]
         command = [sys.executable, "-X", "importtime", "-m", "dflash", *arguments]
-        started = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
-        seconds = time.monotonic() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert result.returncode == code, result.stderr[-2000:]
         imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if "|" in line}
         assert "dflash.config" in imported
         assert not {"torch", "transformers", "datasets"} & imported
-        assert seconds < 2
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
