@@ -85,7 +85,7 @@ QUICK_MISTAKES = {
     "nothing to answer": (["synthesize", "--out", "out.jsonl"], ["--prompts", "--dataset", "--self-instruct"]),
     "no config": (["train"], ["smollm2-135m-cpu"]),
     "missing config": (["train", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
-    "unknown setting": (["train", "smollm2-135m-cpu", "run.stpes=3"], ["run.stpes", "spelling"]),
+    "unknown setting": (["train", "smollm2-135m-cpu", "run.stpes=3", "--dry-run"], ["run.stpes", "run.max_steps"]),
     "bad override": (["train", "smollm2-135m-cpu", "steps"], ["steps", "section.key=value"]),
     "missing data": (["train", "smollm2-135m-cpu", "data.train=[nowhere.jsonl]"], ["nowhere.jsonl", "synthesize"]),
     "run name with a path": (["train", "smollm2-135m-cpu", "--name", "../x"], ["../x", "--runs"]),
