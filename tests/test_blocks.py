@@ -146,8 +146,9 @@ def test_dense_mask_equals_the_written_rule(plan, window):
 def test_flex_block_mask_marks_the_tiles_of_the_dense_mask(plan, window):
     tiles = flex_block_mask(plan, window).to_dense()[:, 0].bool()
     dense = dense_mask(plan, window)
-    padded = torch.nn.functional.pad(dense, (0, tiles.shape[2] * 128 - dense.shape[2], 0, tiles.shape[1] * 128 - dense.shape[1]))
-    expected = padded.view(2, tiles.shape[1], 128, tiles.shape[2], 128).any(-1).any(2)
+    rows, columns = tiles.shape[1:]
+    padded = torch.nn.functional.pad(dense, (0, columns * 128 - dense.shape[2], 0, rows * 128 - dense.shape[1]))
+    expected = padded.view(2, rows, 128, columns, 128).any(-1).any(2)
     assert torch.equal(tiles, expected)
 
 

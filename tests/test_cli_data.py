@@ -87,7 +87,8 @@ def test_a_config_brings_its_data_section_and_target(inspect, chats, tmp_path, t
     report = json.loads(capsys.readouterr().out)
     assert (report["target"], report["max_length"], report["truncated"]) == (tiny_target_folder, 96, 1)
     assert report["rows"] == 2 and report["row_fill"] == report["tokens"] / (2 * 96)
-    assert main(["data", "inspect", str(path), "data.packing=false", "--max-length", "200", "--limit", "1", "--json"]) == 0
+    options = ["data.packing=false", "--max-length", "200", "--limit", "1", "--json"]
+    assert main(["data", "inspect", str(path), *options]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["max_length"], report["used"], report["rejected"], report["row_fill"]) == (200, 1, 0, None)
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dflash.data.conversations import read_conversations, read_prompts
+from dflash.data.messages import Rejected, parse_messages, parse_tools, without_thinking
 from dflash.errors import UserError
 
 
@@ -102,3 +103,77 @@ def test_an_answer_cut_at_the_limit_stays_marked(jsonl):
 def test_a_bad_conversation_is_named_by_line(jsonl, record):
     with pytest.raises(UserError, match="line 1"):
         read_conversations(jsonl(record))
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+
+
+def test_tool_calls_tools_and_reasoning_are_kept_and_nulls_are_not(jsonl):
+    messages = [
+        {"role": "developer", "content": "Be brief.", "tool_calls": None, "name": None},
+        {"from": "human", "value": "Add."},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "Hm."},
+        {"role": "tool", "content": "3", "tool_call_id": "1", "name": "add"},
+    ]
+    (conversation,) = read_conversations(jsonl({"messages": messages, "tools": json.dumps([{"name": "add"}])}))
+    assert conversation.tools == [{"name": "add"}]
+    assert conversation.messages == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Add."},
+        {"role": "assistant", "content": "", "tool_calls": [CALL], "reasoning_content": "Hm."},
+        {"role": "tool", "content": "3", "tool_call_id": "1", "name": "add"},
+    ]
+
+
+def test_arguments_in_json_text_are_objects_to_the_template():
+    """As text they would be quoted a second time by templates that write them as JSON."""
+    call = {"function": {"name": "add", "arguments": '{"a": 1}'}}
+    (message,) = parse_messages([{"role": "assistant", "tool_calls": [call]}], "here")
+    assert message["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+
+
+def test_a_content_in_parts_is_joined_if_all_of_it_is_text():
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    assert parse_messages([{"role": "user", "content": parts}], "here") == [{"role": "user", "content": "Hello"}]
+    with pytest.raises(Rejected, match="here: message 1 needs a role"):
+        parse_messages([{"role": "user", "content": [*parts, {"type": "image"}]}], "here")
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ({"function": {"name": "f", "arguments": "{a: 1}"}}, "arguments in message 1 are not valid JSON"),
+        ({"function": {"name": "f", "arguments": "[1]"}}, "without a name or an object of arguments"),
+        ({"function": {"arguments": {}}}, "without a name"),
+        ("f()", "without a name"),
+    ],
+)
+def test_a_malformed_tool_call_is_rejected(call, reason):
+    with pytest.raises(Rejected, match=reason) as caught:
+        parse_messages([{"role": "assistant", "content": "", "tool_calls": [call]}], "here")
+    assert not caught.value.reason.startswith("here"), "the reason alone does not name the place"
+
+
+@pytest.mark.parametrize("tools", ["{", "3", {"name": "f"}, ["f"]])
+def test_malformed_tools_are_rejected(tools):
+    with pytest.raises(Rejected, match="`tools`"):
+        parse_tools(tools, "here")
+    assert parse_tools(None, "here") is parse_tools("", "here") is parse_tools([], "here") is None
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("Four.", "Four."),
+        ("<think>\nHm.\n</think>\n\nFour.", "Four."),
+        ("Hm.</think>Four.", "Four."),
+        ("<think>a</think>Two and <think>b</think>two.", "Two and two."),
+        ("Four.<think>Or", "Four."),
+        ("<think>Hm", ""),
+        (" spaces stay ", " spaces stay "),
+    ],
+)
+def test_thinking_blocks_are_taken_out_whole(written, spoken):
+    user = {"role": "user", "content": "<think>mine</think>"}
+    answer = {"role": "assistant", "content": written, "thinking": "Hm."}
+    assert without_thinking([user, answer]) == [user, {"role": "assistant", "content": spoken}]

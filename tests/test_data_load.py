@@ -61,7 +61,7 @@ def test_every_conversation_left_out_is_reported_with_line_and_reason(write, loa
         {"id": "silent", "messages": turns("Hi", "")},
         {"id": "roles", "messages": [{"role": "robot", "content": "x"}]},
         {"id": "good", "messages": turns("Hi", "Hello")},
-        {"id": "calls", "messages": [turns("Hi", "")[0], {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
+        {"id": "calls", "messages": [*turns("Hi", "")[:1], {"role": "gpt", "tool_calls": [{"function": {"name": "f"}}]}]},
         {"id": "late", "messages": turns("Hi " * 200, "Hello")},
         {"id": "last", "messages": turns("Hi", "Bye")},
     )
@@ -104,7 +104,9 @@ def test_the_same_conversation_twice_is_used_once_lest_it_is_held_out_and_traine
     record = {"id": "x", "messages": turns("Hi", "Hello")}
     loaded = load(write("one.jsonl", record), write("two.jsonl", record, {"id": "y", "messages": turns("Hi", "Yes")}))
     assert [r.id for r in loaded.rendered] == ["x", "y"]
-    assert loaded.rejects == [Reject(loaded.rejects[0].source, 1, "the same conversation with the same id came before", "x")]
+    (reject,) = loaded.rejects
+    assert reject == Reject(reject.source, 1, "the same conversation with the same id came before", "x")
+    assert reject.source.endswith("two.jsonl")
 
 
 def test_thinking_is_kept_or_dropped_as_configured(write, load, said):
@@ -129,7 +131,8 @@ def test_only_the_last_answer_is_supervised_if_asked(write, load, said):
 
 
 def test_long_conversations_are_cut_and_marked_so(write, load):
-    (short, long) = load(write("l.jsonl", *({"messages": turns("Hi", n * "x")} for n in (10, 100))), max_length=64).rendered
+    path = write("l.jsonl", *({"messages": turns("Hi", n * "x")} for n in (10, 100)))
+    short, long = load(path, max_length=64).rendered
     assert (len(long.input_ids), long.truncated, short.truncated) == (64, True, False)
 
 
@@ -239,12 +242,12 @@ def http_error(status: int) -> HfHubHTTPError:
     [
         (DatasetNotFoundError("Dataset 'x/y' is a gated dataset on the Hub."), "is gated: ask for access"),
         (http_error(403), "is gated: ask for access"),
-        (DatasetNotFoundError("Dataset 'x/y' doesn't exist on the Hub or cannot be accessed."), "does not exist on the hub, or is private"),
+        (DatasetNotFoundError("Dataset 'x/y' doesn't exist on the Hub."), "does not exist on the hub, or is private"),
         (http_error(401), "does not exist on the hub, or is private"),
         (http_error(503), "HTTP status 503: try again later"),
         (ConnectionError("Couldn't reach 'x/y' on the Hub (ConnectError)"), "the network failed: Couldn't reach"),
         (httpx.ReadTimeout("timed out"), "the network failed: timed out"),
-        (ValueError("Unknown split \"train\".\nShould be one of ['test']."), r"\(split 'train'\) could not be read: Unknown split"),
+        (ValueError("Unknown split.\nShould be one of ['test']."), r"\(split 'train'\) could not be read: Unknown split"),
     ],
 )
 @pytest.mark.parametrize("when", ["opening", "reading"])
@@ -267,5 +270,5 @@ def test_hub_failures_are_told_apart_from_one_another_and_from_a_bad_schema(load
 
 def test_without_a_network_a_name_that_is_no_file_says_both(load, monkeypatch):
     monkeypatch.setattr(hf_dataset, "hub_is_reachable", lambda: False)
-    with pytest.raises(UserError, match="'nobody/nothing' is no file or folder here, and the Hugging Face hub cannot be reached"):
+    with pytest.raises(UserError, match="'nobody/nothing' is no file or folder here, and the .* hub cannot be reached"):
         load("nobody/nothing")

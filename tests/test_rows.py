@@ -81,4 +81,5 @@ def test_a_batch_is_padded_on_to_a_multiple():
 
 def test_a_batch_moves_as_a_whole():
     batch = collate(build_rows([A], max_length=5, packing=False)).to("meta")
-    assert {t.device.type for t in (batch.input_ids, batch.loss_mask, batch.document_start, batch.positions)} == {"meta"}
+    tensors = (batch.input_ids, batch.loss_mask, batch.document_start, batch.positions)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}

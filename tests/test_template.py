@@ -127,7 +127,7 @@ def test_thinking_of_the_last_turn_is_the_assistants_own_and_an_empty_block_is_t
 
 
 def test_a_template_that_rewrites_earlier_turns_has_each_answer_masked_in_the_final_rendering():
-    messages = [user("2 + 2?"), assistant(THOUGHT), user("3 + 3?"), assistant("Six."), user("4 + 4?"), assistant(THOUGHT)]
+    messages = [user("2 + 2?"), assistant(THOUGHT), user("3 + 3?"), assistant("Six."), user("4?"), assistant(THOUGHT)]
     assert said(messages, chat_templates.THINKING) == f"[Four.<|im_end|>][Six.<|im_end|>][{THOUGHT}<|im_end|>]"
     assert said(messages[:4], chat_templates.THINKING) == "[Four.<|im_end|>][Six.<|im_end|>]"
     assert said(messages, chat_templates.THINKING, last_turn_only=True) == f"[{THOUGHT}<|im_end|>]"
@@ -204,11 +204,11 @@ def test_generation_tags_go_together_with_the_last_turn_and_with_a_cut_answer():
     ("template", "messages", "reason"),
     [
         (CHAT_TEMPLATE, CALLING, "does not render tool calls"),
-        (chat_templates.HEADERS, [CALLING[0], assistant("", tool_calls=[CALL, CALL])], "refuses it: Only single tool calls!"),
+        (chat_templates.HEADERS, [CALLING[0], assistant("", tool_calls=[CALL, CALL])], "refuses it: Only single tool"),
         (CHAT_TEMPLATE.replace("m['content']", "m['content'] | length"), TURNS, "changes what is said"),
-        (CHAT_TEMPLATE.replace("m['content']", "m['content'] + m['name']"), TURNS, "refuses it: .*has no attribute 'name'"),
+        (CHAT_TEMPLATE.replace("m['content']", "m['content'] + m['x']"), TURNS, "refuses it: .*has no attribute 'x'"),
         (CHAT_TEMPLATE, [user("\U000f0000"), assistant("Hi")], "private-use characters"),
-        ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}{{ messages[1].content }}", TURNS[:3] + TURNS[1:2], "mixes"),
+        ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}{{ messages[1].content }}", TURNS, "mixes"),
     ],
 )
 def test_a_conversation_that_cannot_be_located_is_rejected_with_its_reason(template, messages, reason):
@@ -249,7 +249,7 @@ def test_the_embedded_targets_own_tokenizer_and_template():
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(converted_folder())
-    messages = [user("Wie geht's? 👋🏽"), assistant("Gut! 👍🏽 12345\n\n  Danke."), user("Hi"), assistant("\n\nHi")]
+    messages = [user("Wie geht's? 👋🏽"), assistant("Gut! 👍🏽 12345\n\n  Danke."), *TURNS[:1], assistant("\n\nHi")]
     rendered = render(Conversation("c", messages), tokenizer)
     kept = [t for t, m in zip(rendered.input_ids, rendered.loss_mask, strict=True) if m]
     assert tokenizer.decode(kept).startswith("Gut! 👍🏽 12345\n\n  Danke.<|im_end|>")

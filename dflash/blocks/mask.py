@@ -2,8 +2,8 @@
 
 Key axis: the S context tokens first, then the N*K draft slots. Query axis: the N*K draft slots.
 A slot sees the context of its own document strictly before its anchor (the anchor's own feature does not exist yet
-when decoding) and every slot of its own block. In a layer with a sliding window of W tokens, the context must also lie within W - 1
-tokens of the slot's position, and the block is causal.
+when decoding) and every slot of its own block. In a layer with a sliding window of W tokens, the context must also lie
+within W - 1 tokens of the slot's position, and the block is causal.
 """
 
 from collections.abc import Callable

@@ -29,8 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     inspect = actions.add_parser(
         "inspect",
         help="counts, lengths, what is left out and why, and an example with its loss mask",
-        description="Read conversations as the trainer does and report their number and lengths, the share of supervised "
-        "tokens, which ones are left out and why, and one rendered example in which the supervised text is marked.",
+        description="Read conversations as the trainer does and report their number and lengths, the share of "
+        "supervised tokens, which ones are left out and why, and one rendered example with its supervised text marked.",
     )
     inspect.add_argument(
         "source",
@@ -86,7 +86,7 @@ def _settings(args: argparse.Namespace) -> tuple["DataConfig", str, str | None]:
         config = load_config(recipe, args.overrides)
         data, target, revision = config.data, config.target.name, config.target.revision
     elif args.overrides:
-        raise UserError(f"{args.overrides[0]!r} changes a config, but {args.source!r} is none: use the options instead.")
+        raise UserError(f"{args.overrides[0]!r} changes a config, but {args.source!r} is none: use an option instead.")
     else:
         data, target, revision = DataConfig(train=[args.source], max_length=_UNCUT), EMBEDDED_NAME, None
     if (args.subset or args.split) and all(is_file(source) for source in data.train):

@@ -33,7 +33,7 @@ class Batch:
 
 
 def collate(rows: Sequence[Row], *, multiple: int = 1) -> Batch:
-    """Stack rows, padded to the longest one and on to a multiple of `multiple` tokens, since kernels want few shapes."""
+    """Stack rows, padded to the longest one and on to a multiple of `multiple` tokens: kernels want few shapes."""
     longest = max(map(len, rows))
     width = longest + -longest % multiple
     input_ids = torch.zeros(len(rows), width, dtype=torch.int64)

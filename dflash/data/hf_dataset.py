@@ -73,7 +73,7 @@ def _open(dataset: str, subset: str | None, split: str, streaming: bool):
     if path.is_dir():
         return datasets.load_dataset(str(path), subset, split=split, streaming=streaming)
     if not is_hub_id(dataset):
-        raise UserError(f"Data set {dataset!r} does not exist: give a file, a folder of data files or a Hugging Face id.")
+        raise UserError(f"Data set {dataset!r} does not exist: give a file, a folder of data files or a hub id.")
     if not hub_is_reachable():
         raise UserError(f"Data set {dataset!r} is no file or folder here, and the Hugging Face hub cannot be reached.")
     return datasets.load_dataset(dataset, subset, split=split, streaming=streaming)
@@ -113,11 +113,12 @@ def _one_sentence(dataset: str, subset: str | None, split: str) -> Iterator[None
     except (ConnectionError, TimeoutError, httpx.TransportError) as error:
         raise UserError(f"{subject} could not be fetched, the network failed: {_line(error)}") from error
     except (OSError, ValueError, DatasetsError) as error:
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+        response = error.response if isinstance(error, HfHubHTTPError) else None
+        status = response.status_code if response is not None else None
         if isinstance(error, GatedRepoError) or "gated" in str(error) or status == 403:
-            what = "is gated: ask for access on its page, then log in with `hf auth login` or set HF_TOKEN."
+            what = "is gated: ask for access on its page on the hub, then log in (`hf auth login` or HF_TOKEN)."
         elif isinstance(error, DatasetNotFoundError | RepositoryNotFoundError) or status in (401, 404):
-            what = "does not exist on the hub, or is private: check its id, or log in with `hf auth login` or set HF_TOKEN."
+            what = "does not exist on the hub, or is private: check its id, or log in (`hf auth login` or HF_TOKEN)."
         elif status is not None:
             what = f"could not be fetched, the hub answered with HTTP status {status}: try again later."
         else:

@@ -1,4 +1,4 @@
-"""From the config's data section to rendered conversations: the one path of the trainer and of `dflash data inspect`."""
+"""From the config's data section to rendered conversations: one path for training, capture and `dflash data inspect`."""
 
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -15,6 +15,8 @@ from dflash.data.messages import Rejected, without_thinking
 from dflash.data.sources import count_conversations, is_jsonl
 from dflash.data.template import Rendered, render_all
 from dflash.errors import UserError
+
+_COPY = "the same conversation with the same id came before"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def _load(source: str, config: DataConfig, tokenizer, ids: "_Ids", progress: boo
         for line, conversation in _parsed(source, config, rejects, progress):
             own_id = ids.claim(conversation, source, line)
             if own_id is None:
-                rejects.append(Reject(source, line, "the same conversation with the same id came before", conversation.id))
+                rejects.append(Reject(source, line, _COPY, conversation.id))
                 continue
             under_way.append((line, own_id))
             yield replace(conversation, id=own_id)
@@ -116,8 +118,8 @@ def _parsed(
             conversation = replace(conversation, messages=without_thinking(conversation.messages))
         yield line, conversation
     if not good:
-        reason = first_complaint or f"{source} is empty."
-        raise UserError(f"{source} holds no conversations, objects with a `messages` list: {reason}") from first_complaint
+        why = first_complaint or f"{source} is empty."
+        raise UserError(f"{source} holds no conversations, objects with a `messages` list: {why}") from first_complaint
 
 
 def _open(source: str, config: DataConfig) -> tuple[Iterator[tuple[int, str, str, str | dict]], int | None]:

@@ -109,7 +109,7 @@ def _tool_calls(calls: Any, position: int, where: str) -> list[dict]:
             except json.JSONDecodeError as error:
                 raise Rejected(f"the tool call's arguments in message {position} are not valid JSON", where) from error
         if not isinstance(name, str) or not name or not isinstance(arguments, dict | None):
-            raise Rejected(f"message {position} has a tool call without a function name and an object of arguments", where)
+            raise Rejected(f"message {position} has a tool call without a name or an object of arguments", where)
         call = {"type": "function", "function": {"name": name, "arguments": arguments or {}}, "id": call.get("id")}
         parsed.append({key: value for key, value in call.items() if value is not None})
     return parsed

@@ -58,6 +58,7 @@ def render_all(
         UserError: the tokenizer has no chat template.
     """
     finder = AnswerFinder(tokenizer)
+    shared: dict[int, int] = {}  # one object for each token id, or every token of a data set would cost 28 bytes more
     remaining = iter(conversations)
     while batch := list(islice(remaining, _BATCH)):
         found = [_find(finder, conversation, last_turn_only) for conversation in batch]
@@ -69,7 +70,8 @@ def render_all(
                 continue
             ids, offsets = next(tokens)
             mask = inside_spans(offsets, item[1])
-            yield Rendered(conversation.id, ids[:max_length], mask[:max_length], len(ids) > (max_length or len(ids)))
+            kept = [shared.setdefault(token, token) for token in ids[:max_length]]
+            yield Rendered(conversation.id, kept, mask[:max_length], len(kept) < len(ids))
 
 
 def inside_spans(offsets: list[tuple[int, int]], spans: list[Span]) -> list[bool]:
