@@ -35,6 +35,8 @@ RANKS = textwrap.dedent("""
             train(config, here / name, progress=False)
 """)
 
+HALF = {"target": {"dtype": "bfloat16"}, "run": {"autocast": True}, "parallel": {"reduce_dtype": "bfloat16"}}
+
 
 @pytest.fixture
 def config(tiny_target_folder, tmp_path):
@@ -52,7 +54,7 @@ def on_ranks(tmp_path, ranks, **plans):
     for name, config in plans.items():
         (tmp_path / f"{name}.json").write_text(config.model_dump_json(exclude_unset=True))
     result = torchrun(ranks, RANKS, tmp_path, *plans)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr[:6000]
 
 
 def assert_same_curve(one, other, tolerance=1e-6):
@@ -66,6 +68,7 @@ def assert_same_curve(one, other, tolerance=1e-6):
             assert x["tokens"] == y["tokens"]
 
 
+@pytest.mark.slow
 def test_the_loss_curve_is_the_same_on_one_two_and_four_ranks_and_with_every_strategy(config, tmp_path):
     settings = config()
     train(settings, tmp_path / "one", progress=False)
@@ -77,6 +80,7 @@ def test_the_loss_curve_is_the_same_on_one_two_and_four_ranks_and_with_every_str
         replicate=config(parallel={"strategy": "replicate"}),
         hybrid=config(parallel={"strategy": "hybrid", "shard_size": 2}),
         muon=config(optimizer={"name": "muon", "ema_decay": 0.9}),
+        half=config(**HALF),
     )
     for name in ("two", "four", "replicate", "hybrid"):
         assert_same_curve(tmp_path / "one", tmp_path / name)
@@ -87,6 +91,8 @@ def test_the_loss_curve_is_the_same_on_one_two_and_four_ranks_and_with_every_str
     train(config(optimizer={"name": "muon", "ema_decay": 0.9}), tmp_path / "muon-alone", progress=False)
     # Newton-Schulz runs in bf16, which a difference in the last fp32 bit may push to the neighbouring value.
     assert_same_curve(tmp_path / "muon-alone", tmp_path / "muon", tolerance=1e-3)
+    train(config(**HALF), tmp_path / "half-alone", progress=False)
+    assert_same_curve(tmp_path / "half-alone", tmp_path / "half", tolerance=5e-3)
 
 
 INCIDENTS = textwrap.dedent("""
@@ -131,8 +137,7 @@ INCIDENTS = textwrap.dedent("""
             (here / f"said-by-{world.rank}").write_text(str(error))
         else:
             raise SystemExit("a save that one rank could not make was taken for complete")
-        (here / "talk.jsonl").unlink()
-        world.barrier()
+        world.on_main((here / "talk.jsonl").unlink)
         try:
             module.train(config, here / "no-data", progress=False)
         except UserError as error:
@@ -145,7 +150,7 @@ def test_what_happens_to_one_rank_is_agreed_by_all(config, tmp_path):
     settings = config(metrics={"decode_every": 2, "decode_count": 1, "decode_tokens": 6})
     (tmp_path / "config.json").write_text(settings.model_dump_json(exclude_unset=True))
     result = torchrun(2, INCIDENTS, tmp_path)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr[:6000]
 
     logged = metrics(tmp_path / "skipped", "train")
     assert [line["skipped"] for line in logged] == [False, True, False, False, False]

@@ -35,6 +35,7 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         if self._main:
             self._open_log()
+            self._write_status()
             self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
             self._heart.start()
         return self
@@ -92,13 +93,11 @@ class Reporter:
             self._run.set_status("running", **self._where)
 
     def _beat(self) -> None:
-        while True:
+        while not self._ended.wait(_HEARTBEAT_SECONDS):
             try:
                 self._write_status()
             except OSError as error:  # a full disk must not end a run that writes nothing else just now
                 LOG.warning("status.json could not be written: %s", error)
-            if self._ended.wait(_HEARTBEAT_SECONDS):
-                return
 
     def _open_log(self) -> None:
         to_file = _LogFile(self._run.path / "log.txt", encoding="utf-8")

@@ -1,7 +1,10 @@
 """Saving in a thread while training goes on: one save at a time, and no error is lost."""
 
+import logging
 import threading
 from collections.abc import Callable
+
+_LOG = logging.getLogger(__name__)
 
 
 class BackgroundSaver:
@@ -30,6 +33,13 @@ class BackgroundSaver:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def close(self) -> None:
+        """Let the job end on the way out of a run that has failed; its error is logged beside that one's."""
+        try:
+            self.wait()
+        except Exception as error:  # noqa: BLE001 - logged; the error that is under way is the one to raise
+            _LOG.error("The checkpoint under way was not completed: %s", error)
 
     def _run(self, job: Callable[[], object]) -> None:
         try:

@@ -141,6 +141,7 @@ class Trainer:
                 self._save(False)
             self.saver.wait()
         finally:
+            self.saver.close()
             self.source.close()
             for number, handler in previous.items():
                 signal(number, handler)
