@@ -122,7 +122,9 @@ def test_what_a_kill_can_leave_behind_is_swept_up(config_file, tiny_target, tmp_
     (out / ".staging/.tmpAbC123").write_bytes(b"half a shard")
     (out / ".shard-00001.json.4711.tmp").write_text("half an index")
     (out / "shard-00001.json").unlink()  # the shard was there before its index
+    (out / "shard-00077.safetensors").write_bytes(b"without an index, too")
     assert main(arguments) == 0
+    assert all(map(indexed, out.glob("*.safetensors")))
     assert_complete(config_file, tiny_target, out)
     assert not [path for path in out.iterdir() if path.name.startswith(".") and path.name != ".lock"]
     (tmp_path / "early").mkdir()  # killed before cache.json was complete
