@@ -127,7 +127,7 @@ def test_other_broken_masks_are_caught_and_named(tiny_target, monkeypatch, predi
 
 def test_a_target_that_sees_packed_neighbours_is_caught(tiny_target, monkeypatch):
     def whole_rows(self, rows, *, length=None):
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        ids = torch.zeros(len(rows), length or max(map(len, rows)), dtype=torch.long)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row.input_ids)
         return tiny_target.features(ids, self._layer_ids)
@@ -215,7 +215,12 @@ def _trained(target_folder, folder, off):
     optimizer = torch.optim.AdamW(draft.parameters(), lr=3e-3)
 
     config = parse_config(
-        {"data": {"train": ["x"]}, "draft": {"block_size": 4}, "blocks": {"num_anchors": 8}, "run": {"autocast": False}},
+        {
+            "data": {"train": ["x"]},
+            "draft": {"block_size": 4},
+            "blocks": {"num_anchors": 8},
+            "run": {"autocast": False},
+        },
         "test",
     )
     micro = MicroBatchPreparer(InProcessFeatures(target, layers), "cpu")(rows)
@@ -281,8 +286,7 @@ def run(capsys, *arguments):
 
 def test_check_leak_prints_a_table_and_one_json_object(talking_folder, capsys, monkeypatch):
     code, out, _ = run(capsys, "leak", "--target", talking_folder, "--block-size", "4")
-    assert code == 1 or "PASSED: nothing reacts" in out
-    assert code == 0
+    assert code == 0 and "PASSED: no block reacts" in out and len(out.splitlines()) == 15
     broken(monkeypatch, lambda start, anchor, slot, p, w: p <= anchor)
     code, out, _ = run(capsys, "leak", "--target", talking_folder, "--draft", "fresh", "--block-size", "4", "--json")
     report = json.loads(out)
@@ -311,7 +315,8 @@ def test_check_overfit_reads_a_conversation_by_its_id(talking_folder, capsys, tm
 def test_check_layers_takes_a_draft_and_a_file(talking_folder, talking, trained_folders, capsys, tmp_path):
     path = tmp_path / "held-out.jsonl"
     answered = answered_prompts(talking, max_new_tokens=24)
-    path.write_text("".join(json.dumps({"id": c.id, "messages": c.messages, "finished": False}) + "\n" for c in answered))
+    lines = [{"id": c.id, "messages": c.messages, "finished": False} for c in answered]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = ["--target", talking_folder, "--dtype", "float32", "--conversations", str(path)]
     code, out, _ = run(capsys, "layers", *options, "--draft", trained_folders[0])
     assert code == 0 and "PASSED: the draft's own layers are best" in out and "1,2,3" in out

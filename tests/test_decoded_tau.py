@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dflash.config import MetricsConfig
+from dflash.config import MetricsConfig, parse_config
 from dflash.data.template import Rendered
 from dflash.decoding.engine import Engine
 from dflash.decoding.prompt import render_prompt
@@ -13,6 +13,7 @@ from dflash.errors import UserError
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
 from dflash.training.decoded_tau import DecodedTau, prompts_for
+from dflash.training.trainer import train
 
 
 @pytest.fixture
@@ -99,3 +100,31 @@ def test_prompts_come_from_the_file_or_from_before_the_last_answer(tiny_target, 
 def test_prompts_that_leave_no_room_are_refused_before_training(tiny_target):
     with pytest.raises(UserError, match="context"):
         DecodedTau(MetricsConfig(decode_tokens=64), tiny_target, [[1] * 500])
+
+
+def test_a_run_that_decodes_has_the_losses_of_one_that_does_not(tiny_target_folder, tmp_path):
+    talk = tmp_path / "talk.jsonl"
+    with open(talk, "w") as file:
+        for i in range(8):
+            messages = [{"role": "user", "content": f"count {i}"}, {"role": "assistant", "content": f"one two {i}"}]
+            file.write(json.dumps({"id": f"c{i}", "messages": messages}) + "\n")
+    tree = {
+        "target": {"name": tiny_target_folder, "dtype": "float32"},
+        "draft": {"num_hidden_layers": 1, "num_features": 3, "block_size": 4},
+        "data": {"train": [str(talk)], "validation_size": 2, "max_length": 64},
+        "blocks": {"num_anchors": 4},
+        "run": {"max_steps": 4, "batch_size": 2, "autocast": False},
+        "metrics": {"log_every": 1, "validate_every": 2},
+    }
+    decoding = tree | {"metrics": tree["metrics"] | {"decode_every": 1, "decode_count": 2, "decode_tokens": 8}}
+    lines = {}
+    for name, settings in (("plain", tree), ("decoding", decoding)):
+        train(parse_config(settings, "test"), tmp_path / name, progress=False)
+        lines[name] = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    judged = [
+        [(line["kind"], line["step"], line["loss"]) for line in lines[name] if "loss" in line] for name in lines
+    ]
+    assert judged[0] == judged[1] and len(judged[0]) >= 6
+    taus = [line["decoded_tau"] for line in lines["decoding"] if "decoded_tau" in line]
+    assert len(taus) == 4 and all(tau >= 1 for tau in taus)
+    assert not any("decoded_tau" in line for line in lines["plain"])

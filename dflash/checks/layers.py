@@ -74,8 +74,8 @@ class LayersReport:
                 "lists, so mend target_layer_ids or the capture that its features came from."
             )
         return (
-            f"Features {worst.offset:+d} layer off do about as well (loss higher by {increase.value:.3f}, 95 % interval "
-            f"{increase.low:.3f} to {increase.high:.3f}): the draft has hardly learnt to use its features, or more "
+            f"Features {worst.offset:+d} layer off do about as well (loss higher by {increase.value:.3f}, 95 % interval"
+            f" {increase.low:.3f} to {increase.high:.3f}): the draft has hardly learnt to use its features, or more "
             "conversations are needed to tell."
         )
 
@@ -108,7 +108,9 @@ def check_layers(
     ids = draft.config.target_layer_ids
     inside = [o for o in offsets if 0 <= min(ids) + o and max(ids) + o < target.num_layers]
     if not set(inside) - {0}:
-        raise UserError(f"Layers {ids} have no neighbours in a target of {target.num_layers} layers: nothing to compare.")
+        raise UserError(
+            f"Layers {ids} have no neighbours in a target of {target.num_layers} layers: there is nothing to compare."
+        )
     inside = sorted({0, *inside})
     rows = build_rows(usable, max_length=max(len(item.input_ids) for item in usable), packing=False)
     config = _config(draft, target, num_anchors)

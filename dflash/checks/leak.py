@@ -195,6 +195,7 @@ def _inputs_case(
 
 
 def _feature_changes(length: int, window: int | None, single: bool) -> Iterator[tuple[str, int, int, _Change]]:
+    """The input changed, its row and its index there, and what follows from the change."""
     for row in range(len(_STARTS)):
         for position in range(length):
             yield "feature", row, position, _Change(
@@ -228,32 +229,45 @@ def _tokens_case(
     """Change one token of the text at a time, in front of the target."""
     source = InProcessFeatures(target, draft.config.target_layer_ids)
 
-    def forward(rows: Sequence[Row]) -> torch.Tensor:
+    def features_of(row: Row) -> torch.Tensor:
+        """[S, n*E]; each row by itself, so that every forward of the target has the shape it had for the base."""
+        return source([row], length=max(_LENGTHS))[0]
+
+    def forward(rows: Sequence[Row], features: Sequence[torch.Tensor]) -> torch.Tensor:
         plan, ids, positions = scene.plan(rows, target.device)
         slots = target.embedding(plan.slot_inputs(ids, draft.config.mask_token_id))
-        return draft(slots, source(rows), plan.slot_positions, ATTENTION_FORMS[form](plan, window), positions)
+        attend = ATTENTION_FORMS[form](plan, window)
+        return draft(slots, torch.stack(list(features)), plan.slot_positions, attend, positions)
 
     def tried() -> Iterator[tuple[_Change, list]]:
-        base = forward(scene.rows * _TOGETHER)
+        unchanged = [features_of(row) for row in scene.rows]
+        base = forward(scene.rows * _TOGETHER, unchanged * _TOGETHER)
         _refuse_unless_finite(base)
         changes = [(row, position) for row, held in enumerate(scene.rows) for position in range(len(held))]
         for chunk in _chunks(changes):
-            rows = scene.rows * _TOGETHER
+            rows, features = scene.rows * _TOGETHER, unchanged * _TOGETHER
             for copy, (row, position) in enumerate(chunk):
-                another = int(torch.randint(1, draft.config.vocab_size, (1,), generator=generator))
-                tokens = list(scene.rows[row].input_ids)
-                tokens[position] = (tokens[position] + another) % draft.config.vocab_size
-                rows[copy * len(scene.rows) + row] = replace(scene.rows[row], input_ids=tokens)
-            reactions = scene.reactions(forward(rows), base)
-            for copy, (row, position) in enumerate(chunk):
-                change = _Change(
-                    f"token {position} of row {row}",
-                    lambda block, slot, row=row, position=position: must_see_token(block, slot, row, position),
-                    partial(why_hidden, row=row, position=position, window=window),
-                )
-                yield change, reactions[copy]
+                changed = _with_another_token(scene.rows[row], position, draft.config.vocab_size, generator)
+                at = copy * len(scene.rows) + row
+                rows[at], features[at] = changed, features_of(changed)
+            reactions = scene.reactions(forward(rows, features), base)
+            yield from ((_token_change(*change, window), reactions[copy]) for copy, change in enumerate(chunk))
 
     return _judge(scene, tried(), (form, window, "all layers", "tokens"))
+
+
+def _token_change(row: int, position: int, window: int | None) -> _Change:
+    return _Change(
+        f"token {position} of row {row}",
+        lambda block, slot: must_see_token(block, slot, row, position),
+        partial(why_hidden, row=row, position=position, window=window),
+    )
+
+
+def _with_another_token(row: Row, position: int, vocab_size: int, generator: torch.Generator) -> Row:
+    tokens = list(row.input_ids)
+    tokens[position] = (tokens[position] + int(torch.randint(1, vocab_size, (1,), generator=generator))) % vocab_size
+    return replace(row, input_ids=tokens)
 
 
 def _judge(scene: _Scene, tried: Iterator[tuple[_Change, list]], about: tuple) -> LeakCase:
@@ -287,7 +301,7 @@ def _chunks(changes: Sequence) -> Iterator[Sequence]:
 
 def _refuse_unless_finite(output: torch.Tensor) -> None:
     if not torch.isfinite(output).all():
-        raise UserError("The draft's output is not finite: its weights are damaged, so nothing can be said about leaks.")
+        raise UserError("The draft's output is not finite: its weights are damaged, so leaks cannot be looked for.")
 
 
 def _disturb(inputs: torch.Tensor, at: tuple[int, int], generator: torch.Generator) -> None:

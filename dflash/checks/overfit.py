@@ -223,20 +223,20 @@ def _explain(draft: DFlashDraft, target: TargetModel, lesson: _Lesson, points: S
         )
     if last.blocks_right < _LEARNT:
         return (
-            f"After {last.step} steps on one text the draft gets {last.blocks_right:.0%} of its blocks right in training "
+            f"After {last.step} steps on one text {last.blocks_right:.0%} of the draft's blocks are right in training "
             f"(loss {points[0].loss:.2f} at first, {last.loss:.2f} at last): it does not learn. Give it more steps or "
             "another learning rate; if the loss hardly falls, look at the loss mask, the optimizer and the gradients."
         )
     found = (
-        f"In training {last.blocks_right:.0%} of the blocks are right, but decoding accepts {last.longest} of {drafted} "
-        "tokens at most"
+        f"In training {last.blocks_right:.0%} of the blocks are right, but decoding accepts {last.longest} of {drafted}"
+        " tokens at most"
     )
     shift = _shift(draft, target, lesson)
     if shift:
         return f"{found}: what it proposes is the target's text moved by {shift:+d}. Look at the labels of the slots."
     return (
-        f"{found}: training and decoding disagree. Look at the layers that features come from, the mask (does a block see "
-        "its anchor's own feature?), the positions and the mask token."
+        f"{found}: training and decoding disagree. Look at the layers that features come from, the mask (does a block"
+        " see its anchor's own feature?), the positions and the mask token."
     )
 
 

@@ -32,7 +32,7 @@ PROMPTS = (
 def answered_prompts(
     target: TargetModel, prompts: Sequence[str] = PROMPTS, *, max_new_tokens: int = 96
 ) -> list[Conversation]:
-    """Conversations whose answers are the target's own greedy ones; prompts that it answers with nothing are left out."""
+    """Conversations with the target's own greedy answers; prompts that it answers with nothing are left out."""
     ids = [render_prompt(target, prompt, max_new_tokens=max_new_tokens) for prompt in prompts]
     conversations = []
     answers = generate_batch(target, ids, max_new_tokens=max_new_tokens)

@@ -1,8 +1,8 @@
 """The visibility rule, stated a second time for the leak check.
 
-On purpose not the mask's own predicate: a mask that is wrong cannot vouch for itself. The rule (COMPATIBILITY.md, "Positions, mask, labels"):
-a block sees the context of its document strictly before its anchor, and its own slots; with a sliding window of W
-tokens slot k sees the context from anchor + k - (W - 1) on, and no slot behind itself.
+On purpose not the mask's own predicate: a mask that is wrong cannot vouch for itself. The rule: a block sees the
+context of its document strictly before its anchor, and its own slots; with a sliding window of W tokens slot k sees the
+context from anchor + k - (W - 1) on, and no slot behind itself.
 
 Behind several layers a slot has also seen whatever the slots it sees had seen.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Block:
-    """A block in a batch: its row, its place in the row, and its anchor's index in the row, counted with its document's."""
+    """A block in a batch: its row, its place among the row's blocks, and two indices in the row."""
 
     row: int
     index: int
@@ -40,7 +40,7 @@ def must_see_slot(block: Block, slot: int, other: Block, other_slot: int, window
 
 
 def must_see_token(block: Block, slot: int, row: int, position: int) -> bool:
-    """Whether a slot has to react to a token of the text, which the target mixes into the features of all later ones."""
+    """Whether a slot has to react to a token, which the target mixes into the features of all later ones."""
     if not block.kept:
         return slot == 0 and (row, position) == (block.row, block.anchor)
     return row == block.row and block.document_start <= position <= block.anchor

@@ -25,8 +25,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "check",
         help="sanity gates: overfit, leak, layers",
-        description="Gates that catch what most often makes a draft bad. Each exits with 0 when it is passed and with 1, "
-        "saying why, when it is not.",
+        description="Gates that catch what most often makes a draft bad. Each exits with 0 when it is passed, and with "
+        "1, saying why, when it is not.",
     )
     gates = parser.add_subparsers(title="gates", metavar="GATE", required=True, dest="gate")
     _add_overfit(gates)
@@ -42,7 +42,9 @@ def _add_overfit(gates: argparse._SubParsersAction) -> None:
         "accepts a full block.",
     )
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("--conversations", type=Path, metavar="FILE", help="JSONL; its first conversation, or that of --id")
+    text.add_argument(
+        "--conversations", type=Path, metavar="FILE", help="JSONL; its first conversation is used, or that of --id"
+    )
     text.add_argument("--prompt", type=words, metavar="TEXT", help="a question; left out, a built-in one")
     parser.add_argument("--id", metavar="ID", help="conversation in FILE; its last answer becomes the target's own")
     parser.add_argument("--layers", type=whole_number(1), default=2, metavar="N", help="of the draft")
@@ -61,9 +63,9 @@ def _add_leak(gates: argparse._SubParsersAction) -> None:
     parser = gates.add_parser(
         "leak",
         help="change what a block must not see and what it must, and watch its output",
-        description="Change every feature, slot and token in turn: a block's output must stay exactly the same for what "
-        "it must not see, and react to what it must. All forms of the mask, with and without a sliding window, packed "
-        "rows and padding.",
+        description="Change every feature, slot and token in turn: a block's output must stay exactly the same for "
+        "what it must not see, and react to what it must. All forms of the mask, with and without a sliding window, "
+        "packed rows and padding.",
     )
     parser.add_argument(
         "--draft", metavar="D", help="a draft folder, or 'fresh'; left out, the shipped one or else a fresh one"
@@ -78,8 +80,8 @@ def _add_layers(gates: argparse._SubParsersAction) -> None:
     parser = gates.add_parser(
         "layers",
         help="move a draft's features by one layer up and down: it has to get worse",
-        description="Loss, tau estimate and first-slot accuracy of a draft with its features as they are and moved by one "
-        "layer. Passed when the loss gets worse both ways beyond a 95 %% interval over conversations.",
+        description="Loss, tau estimate and first-slot accuracy of a draft with its features as they are and moved by "
+        "one layer. Passed when the loss gets worse both ways beyond a 95 %% interval over conversations.",
     )
     parser.add_argument("--draft", metavar="D", default="default", help="a draft folder, or the shipped one")
     parser.add_argument(
@@ -169,11 +171,12 @@ def _run_leak(args: argparse.Namespace) -> int:
         report = check_leak(draft, target, windows=windows, seed=args.seed)
     if not args.json:
         print(_leak_table(report))
+    outside, inside = max(case.outside for case in report.cases), min(case.inside for case in report.cases)
     return _conclude(
         args,
         report,
-        f"nothing reacts to what it must not see (largest change {max(c.outside for c in report.cases):g}), all to what "
-        f"they must (smallest change {min(c.inside for c in report.cases):.2g}).",
+        f"no block reacts to what it must not see (largest change {outside:g}), and each to all that it must see "
+        f"(smallest change {inside:.2g}).",
     )
 
 
@@ -228,7 +231,9 @@ def _run_layers(args: argparse.Namespace) -> int:
         print(_layers_table(report))
     others = [row.loss_increase.low for row in report.rows if row.loss_increase]
     return _conclude(
-        args, report, f"the draft's own layers are best; the others' loss is higher by at least {min(others):.3f} (95 %)."
+        args,
+        report,
+        f"the draft's own layers are best; the loss of the others is higher by at least {min(others):.3f} (95 %).",
     )
 
 

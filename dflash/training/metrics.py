@@ -237,7 +237,7 @@ def _check_wandb_environment() -> None:
     mode = os.environ.get("WANDB_MODE", "")
     if mode not in ("", "online", "offline"):
         raise UserError(
-            f"metrics.adapters names 'wandb', but WANDB_MODE is {mode!r}: set it to online or offline, or take wandb out."
+            f"metrics.adapters names 'wandb', but WANDB_MODE is {mode!r}: set it to online or offline, or drop wandb."
         )
     if mode != "offline" and not os.environ.get("WANDB_API_KEY"):
         raise UserError(
