@@ -1,0 +1,84 @@
+"""One capture request over HTTP: a document's tokens to the record of where its features lie."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from dflash.online.capture_record import CaptureFailed, CaptureRecord
+
+_CONNECT_SECONDS = 5.0
+# Shorter than uvicorn's 5 s, so that no request is sent on a connection which the server is about to close.
+_KEEP_ALIVE_SECONDS = 4.0
+_PASSING = frozenset((408, 425, 429))  # client errors that mean "not now"
+
+
+class Refused(Exception):
+    """The server will never capture this document, and no other will: too long, say."""
+
+
+class ServerFault(Exception):
+    """The server did not answer, or not as a capture server should."""
+
+
+class CaptureClient:
+    """Keeps connections to all servers open. Lives and is used in one event loop."""
+
+    def __init__(self, connections: int, answer_seconds: float) -> None:
+        """`answer_seconds` is how long a server may take for one answer, its own queue included."""
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(30.0, connect=_CONNECT_SECONDS, read=answer_seconds, pool=None),
+            limits=httpx.Limits(
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEP_ALIVE_SECONDS
+            ),
+            trust_env=False,  # a proxy for the outside world is not the way to the servers
+        )
+
+    async def capture(self, address: str, tokens: Sequence[int], request_id: str) -> CaptureRecord:
+        """Have a document captured; its objects' keys begin with "REQUEST_ID/".
+
+        Raises:
+            Refused, ServerFault, CaptureFailed
+        """
+        request = {
+            "input_ids": list(tokens),
+            "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+            "rid": request_id,
+            "return_hidden_states": True,
+        }
+        try:
+            response = await self._http.post(f"{address}/generate", json=request)
+        except httpx.TimeoutException as error:
+            raise ServerFault(f"{address} did not answer in time ({type(error).__name__})") from error
+        except httpx.HTTPError as error:
+            raise ServerFault(f"{address} cannot be reached: {error or type(error).__name__}") from error
+        if response.is_client_error and response.status_code not in _PASSING:
+            raise Refused(f"{address} answered HTTP {response.status_code}: {_message(response)}")
+        if not response.is_success:
+            raise ServerFault(f"{address} answered HTTP {response.status_code}: {_message(response)}")
+        try:
+            return _record(response.json()["meta_info"])
+        except (CaptureFailed, Refused) as error:
+            raise type(error)(f"{address}: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ServerFault(f"{address} returned a malformed answer: {response.text[:200]!r}") from error
+
+    async def close(self) -> None:
+        """Close all connections; servers abort what they were still working on."""
+        await self._http.aclose()
+
+
+def _record(meta_info: dict[str, Any]) -> CaptureRecord:
+    finish = meta_info.get("finish_reason") or {}
+    if finish.get("type") == "abort" and finish.get("status_code") == 400:
+        raise Refused(finish.get("message") or "the request was aborted")
+    return CaptureRecord.from_meta_info(meta_info)
+
+
+def _message(response: httpx.Response) -> str:
+    """What the body says, in SGLang's form or any other."""
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, TypeError, KeyError):
+        message = response.text
+    return str(message)[:500].rstrip(". ") or "no reason given"
