@@ -58,7 +58,7 @@ def on_ranks(tmp_path, ranks, **plans):
 
 
 def assert_same_curve(one, other, tolerance=1e-6):
-    a, b = metrics(one), metrics(other)
+    a, b = ([line for line in metrics(run) if line["kind"] != "decode"] for run in (one, other))
     assert [(x["kind"], x["step"]) for x in a] == [(x["kind"], x["step"]) for x in b]
     for x, y in zip(a, b, strict=True):
         assert x["loss"] == pytest.approx(y["loss"], rel=tolerance, abs=0), (x["kind"], x["step"])
@@ -69,10 +69,9 @@ def assert_same_curve(one, other, tolerance=1e-6):
 
 
 @pytest.mark.slow
-def test_the_loss_curve_is_the_same_on_one_two_and_four_ranks_and_with_every_strategy(config, tmp_path):
+def test_the_loss_curve_is_the_same_on_one_and_four_ranks_and_with_every_strategy(config, tmp_path):
     settings = config()
     train(settings, tmp_path / "one", progress=False)
-    on_ranks(tmp_path, 2, two=settings)
     on_ranks(
         tmp_path,
         4,
@@ -82,7 +81,7 @@ def test_the_loss_curve_is_the_same_on_one_two_and_four_ranks_and_with_every_str
         muon=config(optimizer={"name": "muon", "ema_decay": 0.9}),
         half=config(**HALF),
     )
-    for name in ("two", "four", "replicate", "hybrid"):
+    for name in ("four", "replicate", "hybrid"):
         assert_same_curve(tmp_path / "one", tmp_path / name)
     whole = weights(tmp_path / "one/checkpoints/step_0000004/draft")
     for name, weight in weights(tmp_path / "four/checkpoints/step_0000004/draft").items():
@@ -122,6 +121,7 @@ INCIDENTS = textwrap.dedent("""
         raise OSError(28, "No space left on device")
 
     with joined(config) as world:
+        module.train(config, here / "two", progress=False)
         module.Trainer._accumulate = one_rank_fails
         module.train(config, here / "skipped", progress=False)
         module.Trainer._accumulate = accumulate
@@ -146,11 +146,13 @@ INCIDENTS = textwrap.dedent("""
 
 
 @pytest.mark.slow
-def test_what_happens_to_one_rank_is_agreed_by_all(config, tmp_path):
+def test_two_ranks_have_the_curve_of_one_and_what_happens_to_one_of_them_is_agreed_by_both(config, tmp_path):
     settings = config(metrics={"decode_every": 2, "decode_count": 1, "decode_tokens": 6})
     (tmp_path / "config.json").write_text(settings.model_dump_json(exclude_unset=True))
+    train(settings, tmp_path / "one", progress=False)
     result = torchrun(2, INCIDENTS, tmp_path)
     assert result.returncode == 0, result.stderr[:6000]
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
 
     logged = metrics(tmp_path / "skipped", "train")
     assert [line["skipped"] for line in logged] == [False, True, False, False, False]

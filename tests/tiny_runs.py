@@ -29,7 +29,7 @@ def write_conversations(path: Path, count: int = 12) -> str:
     return str(path)
 
 
-def tiny_config(target: str, conversations: str, **sections) -> TrainConfig:
+def tiny_config(target: str, conversations: str, /, **sections) -> TrainConfig:
     """fp32 and six steps of two rows; `sections` adds to or replaces settings."""
     tree = {
         "target": {"name": target, "dtype": "float32"},
