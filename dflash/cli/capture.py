@@ -81,19 +81,13 @@ def _complaints(config: "TrainConfig") -> "list[Complaint]":
     """What `dflash train` would say about data, draft and target, before any of them is loaded."""
     from dflash.target_facts import target_facts
     from dflash.training.preflight import target_complaints
-    from dflash.training.readiness import machine_complaints
+    from dflash.training.readiness import data_complaints, start_complaints
 
     facts = target_facts(config.target.name, config.target.revision)
-    found = [
-        *(target_complaints(config, facts) if facts else ()),
-        *machine_complaints(config, facts, run_dir=Path(), disk_bytes=None),
-    ]
-    # The cache is yet to be written, and more conversations may come before the training does.
-    sections = [{field.partition(".")[0] for field in complaint.fields} for complaint in found]
     return [
-        complaint
-        for complaint, touched in zip(found, sections, strict=True)
-        if touched & {"target", "data", "draft"} and "data.validation_size" not in complaint.fields
+        *(target_complaints(config, facts) if facts else ()),
+        *data_complaints(config, conversations=None),  # before the training begins there may be more of them
+        *start_complaints(config, facts),
     ]
 
 

@@ -19,8 +19,8 @@ def machine_complaints(
     config: TrainConfig, facts: TargetFacts | None, run_dir: Path, numbers: Estimate
 ) -> Iterator[Complaint]:
     """What is missing here for a run of which `numbers` are estimated."""
-    yield from _training_data(config, numbers.conversations)
-    yield from _start(config, facts)
+    yield from data_complaints(config, numbers.conversations)
+    yield from start_complaints(config, facts)
     if config.features.source == "cache" and config.features.cache is not None:
         folder = config.features.cache
         if not (Path(folder).expanduser() / "cache.json").is_file():
@@ -44,7 +44,8 @@ def machine_complaints(
         yield from _disk(config, run_dir, numbers.disk_bytes)
 
 
-def _training_data(config: TrainConfig, conversations: int | None) -> Iterator[Complaint]:
+def data_complaints(config: TrainConfig, conversations: int | None) -> Iterator[Complaint]:
+    """Sources that are not there or too small; `conversations` is their number where it is known."""
     data = config.data
     missing = [s for s in data.train if not Path(s).expanduser().exists() and not is_hub_id(s)]
     if missing:
@@ -63,7 +64,7 @@ def _training_data(config: TrainConfig, conversations: int | None) -> Iterator[C
         )
 
 
-def _start(config: TrainConfig, facts: TargetFacts | None) -> Iterator[Complaint]:
+def start_complaints(config: TrainConfig, facts: TargetFacts | None) -> Iterator[Complaint]:
     """The draft folder to go on from: there, whole, of this target, and of the shape that the config spells out."""
     init = config.draft.init
     if init in FROM_SCRATCH:
