@@ -64,7 +64,7 @@ def capture(
             todo = {key: item for key, item in wanted.items() if key not in held}
             report.resumed = len(wanted) - len(todo)
             estimate = _check_room(folder.path, todo, identity)
-            if announce:
+            if announce and todo:
                 announce(estimate)
             _fill(folder, todo, InProcessFeatures(target, layer_ids), shard_bytes, report, progress)
     except OSError as error:
