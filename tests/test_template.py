@@ -37,7 +37,7 @@ def tokenizer():
 def with_template(template: str):
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|bos|>", "<|head|>", "<|/head|>", "<|eot|>", "<|eom|>"]})
-    if template == chat_templates.HEADERS:
+    if "<|eot|>" in template:
         tokenizer.eos_token = "<|eot|>"
     tokenizer.chat_template = template
     return tokenizer
@@ -179,6 +179,24 @@ def test_a_template_with_headers_trims_and_closes_tool_calls_with_a_token_of_the
     )
     called = '{"name": "add", "parameters": {"a": 1, "b": "two"}}<|eom|>'
     assert said(CALLING, chat_templates.HEADERS) == f"[{called}][Three.<|eot|>]"
+
+
+def test_special_tokens_that_close_a_tool_call_do_not_end_the_turn():
+    template = chat_templates.HEADERS.replace("<|eom|>", "<|eom|><|eot|>")
+    called = '{"name": "add", "parameters": {"a": 1, "b": "two"}}<|eom|><|eot|>'
+    assert said(CALLING, template).startswith(f"[{called}]")
+
+
+def test_an_end_that_only_the_last_answer_gets_is_not_looked_for_behind_the_others():
+    template = CHAT_TEMPLATE.replace("<|im_end|>", "{% if loop.last or m['role'] == 'user' %}<|im_end|>{% endif %}", 1)
+    assert said(TURNS, template) == "[Hello user, <b>][assistant\n<|im_end|>]"
+
+
+def test_where_history_begins_answers_otherwise_than_the_prompt_does_only_their_words_are_supervised():
+    opening = "{% if m['role'] == 'assistant' %}<|mask|>\n{% endif %}"
+    template = CHAT_TEMPLATE.replace("{{ m['content'] }}", opening + "{{ m['content'] }}")
+    template = template.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n!{% endif %}")
+    assert said(TURNS[:2], template) == "[Hello user, <b><|im_end|>]"
 
 
 def test_a_template_without_special_tokens_supervises_to_the_end_of_what_it_writes():
