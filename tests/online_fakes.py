@@ -82,8 +82,8 @@ class FakeServer:
     """Answers POST /generate as SGLang with our plugin does, unless `behave(number of the request, request)` says else.
 
     "answer", "die" (with everything in flight), "hang up", "malformed", "no json", "bare" (no record), "error record",
-    "short" (a token's row is missing), "busy" (503), "refuse" (400), "abort" (200 with an abort), "lost" (the key leads
-    nowhere), "late" (0.5 s).
+    "short" (a token's row is missing), "busy" (503), "refuse" (400), "not found" (404), "abort" (200 with an abort),
+    "lost" (the key leads nowhere), "late" (0.5 s).
     """
 
     def __init__(self, store: FakeStore, behave: Behaviour = lambda number, request: "answer", port: int = 0) -> None:
@@ -168,6 +168,8 @@ class FakeServer:
     def _answer(self, action: str, request: dict) -> tuple[int, object]:
         if action == "refuse":
             return 400, {"error": {"message": "The input (900 tokens) is longer than the context (512 tokens)."}}
+        if action == "not found":
+            return 404, {"detail": "Not Found"}
         if action == "busy":
             return 503, {"error": {"message": "no room"}}
         if action == "malformed":

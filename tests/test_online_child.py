@@ -53,7 +53,7 @@ def test_a_command_that_does_not_exist_is_reported_not_waited_for(tmp_path):
 
 def test_stopping_ends_the_whole_group_even_a_member_that_ignores_sigterm(tmp_path):
     stubborn = "trap '' TERM; echo $$; while true; do sleep 0.1; done"
-    child = Child("The engine", ["sh", "-c", f'sh -c "{stubborn.replace("$", chr(92) + "$")}" & wait'], tmp_path / "log.txt")
+    child = Child("The engine", ["sh", "-c", 'sh -c "$0" & wait', stubborn], tmp_path / "log.txt")
     until(lambda: child.log_tail().strip().isdecimal())
     member = int(child.log_tail())
     assert runs(member)

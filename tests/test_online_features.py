@@ -189,14 +189,16 @@ def test_a_dead_master_holds_the_trainer_up_until_it_is_back(launch, open_source
     assert used == ids(8)
 
 
-@pytest.mark.parametrize(("action", "reason"), [("refuse", r"HTTP 400: The input \(900 tokens\)"), ("abort", "too long")])
+@pytest.mark.parametrize(
+    ("action", "reason"), [("refuse", r"HTTP 400: The input \(900 tokens\)"), ("abort", "too long")]
+)
 def test_a_refused_document_ends_the_run_naming_the_conversation_and_is_not_tried_again(
     launch, open_source, action, reason
 ):
     servers = launch(*[lambda number, request: action if len(request["input_ids"]) == 99 else "answer"] * 2)
     long = Row(("the long one",), [1] * 99, [True] * 99)
     source = open_source(servers)
-    with pytest.raises(UserError, match=rf"conversation 'the long one' \(99 tokens\) were refused; .*{reason}.*max_length"):
+    with pytest.raises(UserError, match=rf"'the long one' \(99 tokens\) were refused; .*{reason}.*max_length"):
         train(source, [rows(2), [long]])
     assert sum(len(request["input_ids"]) == 99 for server in servers for request in server.requests) == 1
 
@@ -211,6 +213,21 @@ def test_servers_that_never_existed_are_named(open_source):
     source = open_source(["http://127.0.0.1:9"], patience=0.2)
     with pytest.raises(UserError, match="http://127.0.0.1:9 cannot be reached"):
         source(rows(1))
+
+
+def test_what_is_no_capture_server_is_told_at_once(launch, open_source):
+    source = open_source(launch(steadily("not found")))
+    with pytest.raises(UserError, match="HTTP 404: Not Found: give the address of an SGLang server"):
+        source(rows(1))
+
+
+def test_an_error_that_nobody_foresaw_reaches_the_trainer_instead_of_being_tried_again(launch, open_source, store):
+    (server,) = launch(steadily("answer"))
+    source = open_source([server])
+    store.get = lambda into: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        source(rows(1))
+    assert len(server.requests) == 1 and source._fetcher.buffers.lent == 0
 
 
 @pytest.mark.parametrize(
@@ -300,7 +317,7 @@ def test_a_consumer_that_stops_early_leaves_no_memory_lent_and_the_source_goes_o
     items = looking_ahead(source, itertools.cycle(portions(rows(20))), same)
     source(next(items))
     items.close()
-    until(lambda: source.statistics().ready == 0 and source.statistics().queued == 0 and source.statistics().in_flight == 0)
+    until(lambda: source.statistics().in_flight == source.statistics().queued == source.statistics().ready == 0)
     until(lambda: source._fetcher.buffers.lent == 0)
     server.behave = steadily("answer")
     assert train(source, portions(rows(6))) == ids(6)
@@ -342,7 +359,7 @@ def test_closing_at_any_moment_ends_a_waiting_call_and_leaves_nothing_behind(lau
 def test_closing_does_not_wait_for_servers_that_hang(launch, open_source, monkeypatch):
     monkeypatch.setattr(fetcher, "_DRAIN_SECONDS", 0.1)
     hanging = threading.Event()
-    source = open_source(launch(lambda number, request: "answer" if hanging.wait(10) else "answer"))
+    source = open_source(launch(lambda number, request: "hang up" if hanging.wait(10) else "answer"))
     items = looking_ahead(source, portions(rows(4)), same)
     next(items)
     until(lambda: source.statistics().in_flight == 4)
@@ -383,7 +400,11 @@ def test_statistics_tell_who_waits_for_whom(launch, open_source):
 
 @pytest.mark.parametrize(
     ("addresses", "complaint"),
-    [([], "at least one server"), (["localhost:1"], "no http address"), (["http://a:1", "http://a:1/"], "listed twice")],
+    [
+        ([], "at least one server"),
+        (["localhost:1"], "no http address"),
+        (["http://a:1", "http://a:1/"], "listed twice"),
+    ],
 )
 def test_bad_server_lists_are_refused(store, addresses, complaint):
     with pytest.raises(UserError, match=complaint):

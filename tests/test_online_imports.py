@@ -13,7 +13,8 @@ from dflash.online.store import MooncakeStore, StoreSettings
 
 def test_the_store_needs_nothing_that_a_servers_environment_lacks():
     script = "import json, sys; import dflash.online.store; print(json.dumps(list(sys.modules)))"
-    modules = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    modules = json.loads(run.stdout)
     ours = {name for name in modules if name.startswith("dflash")}
     assert ours == {"dflash", "dflash.errors", "dflash.online", "dflash.online.store", "dflash.online.store_errors"}
     assert not {"mooncake", "sglang", "transformers", "pydantic", "yaml"} & set(modules)
@@ -21,7 +22,7 @@ def test_the_store_needs_nothing_that_a_servers_environment_lacks():
 
 def test_a_missing_mooncake_gives_a_sentence_that_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "mooncake.store", None)
-    with pytest.raises(UserError, match=r"cannot be used here .*install mooncake-transfer-engine-non-cuda.*libibverbs1"):
+    with pytest.raises(UserError, match="cannot be used here .*install mooncake-transfer-engine-non-cuda.*libibverbs1"):
         MooncakeStore.connect(StoreSettings("127.0.0.1:1"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="mooncake_master is missing: install mooncake-transfer-engine-non-cuda"):

@@ -19,8 +19,8 @@ class Memory(Protocol):
 class BufferPool:
     """Lends buffers of at least the wanted size. As much memory stays allocated as was ever lent at once.
 
-    Sizes are powers of two, so that documents of any length find a buffer that was used before. May be used from several
-    threads.
+    Sizes are powers of two, so that documents of any length find a buffer that was used before. May be used from
+    several threads.
     """
 
     def __init__(self, memory: Memory) -> None:

@@ -5,12 +5,14 @@ from typing import Any
 
 import httpx
 
+from dflash.errors import UserError
 from dflash.online.capture_record import CaptureFailed, CaptureRecord
 
 _CONNECT_SECONDS = 5.0
 # Shorter than uvicorn's 5 s, so that no request is sent on a connection which the server is about to close.
 _KEEP_ALIVE_SECONDS = 4.0
-_PASSING = frozenset((408, 425, 429))  # client errors that mean "not now"
+_REFUSALS = frozenset((400, 413, 422))
+_PASSING = frozenset((408, 425, 429))  # "not now"
 
 
 class Refused(Exception):
@@ -39,6 +41,7 @@ class CaptureClient:
 
         Raises:
             Refused, ServerFault, CaptureFailed
+            UserError: what answers there is no capture server.
         """
         request = {
             "input_ids": list(tokens),
@@ -52,10 +55,13 @@ class CaptureClient:
             raise ServerFault(f"{address} did not answer in time ({type(error).__name__})") from error
         except httpx.HTTPError as error:
             raise ServerFault(f"{address} cannot be reached: {error or type(error).__name__}") from error
+        outcome = "" if response.is_success else f"{address} answered HTTP {response.status_code}: {_message(response)}"
+        if response.status_code in _REFUSALS:
+            raise Refused(outcome)
         if response.is_client_error and response.status_code not in _PASSING:
-            raise Refused(f"{address} answered HTTP {response.status_code}: {_message(response)}")
+            raise UserError(f"Server {outcome}: give the address of an SGLang server that lets this run in.")
         if not response.is_success:
-            raise ServerFault(f"{address} answered HTTP {response.status_code}: {_message(response)}")
+            raise ServerFault(outcome)
         try:
             return _record(response.json()["meta_info"])
         except (CaptureFailed, Refused) as error:
@@ -76,9 +82,10 @@ def _record(meta_info: dict[str, Any]) -> CaptureRecord:
 
 
 def _message(response: httpx.Response) -> str:
-    """What the body says, in SGLang's form or any other."""
+    """What the body says, in SGLang's form, FastAPI's or any other."""
     try:
-        message = response.json()["error"]["message"]
+        body = response.json()
+        message = body["error"]["message"] if "error" in body else body["detail"]
     except (ValueError, TypeError, KeyError):
         message = response.text
     return str(message)[:500].rstrip(". ") or "no reason given"

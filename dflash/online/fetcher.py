@@ -29,6 +29,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 8.0  # seconds before a document is asked fo
 _LATE_SECONDS = 30.0  # a server may still write for a request that was given up; its objects are swept after so long
 _SWEEP_EVERY = 5.0
 _DRAIN_SECONDS = 2.0  # how long closing waits for answers, so that their objects can be removed
+_JITTER = random.Random()  # its own, so that seeded runs stay as they are
 _CLOSED = "the source of features is closed"
 
 
@@ -90,7 +91,7 @@ class Counts:
 
 
 class Fetcher:
-    """Fetches documents in the order in which they were submitted; they arrive in any order. Call `close` at the end."""
+    """Fetches documents in the order in which they were submitted; they arrive in any order. To be closed."""
 
     def __init__(self, servers: ServerList, store: Store, layout: Layout, settings: FetchSettings) -> None:
         self.servers, self.counts = servers, Counts()
@@ -139,7 +140,10 @@ class Fetcher:
             self._call(lambda: ticket.task.cancel())
 
     def close(self) -> None:
-        """End all threads; whatever was in flight is removed from the store. May be called twice."""
+        """End all threads; whatever was in flight is removed from the store. May be called twice.
+
+        What a server that hangs for more than some seconds writes afterwards is left to the sweep at the end of the run.
+        """
         with self._lock:
             if self._closing:
                 return
@@ -223,18 +227,20 @@ class Fetcher:
                 return await self._attempt(ticket, server)
             except Refused as error:
                 raise UserError(
-                    f"{what} were refused; {error}: shorten it (data.max_length), leave it out or raise the server's limits."
+                    f"{what} were refused; {error}: shorten it (data.max_length), leave it out or raise the server's "
+                    "limits."
                 ) from error
             except (ServerFault, CaptureFailed, StoreError) as error:
                 self.last_trouble = str(error)
                 first_failure = first_failure or time.monotonic()
                 if time.monotonic() - first_failure >= self._settings.patience:
                     raise UserError(
-                        f"{what} could not be had in {self._settings.patience:g} s; at last {error}: see the servers' logs."
+                        f"{what} could not be had in {self._settings.patience:g} s; at last {error}: see the servers' "
+                        "logs."
                     ) from error
             self.counts.retries += 1
             avoid = server
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            await asyncio.sleep(pause * _JITTER.uniform(0.5, 1.0))
             pause = min(_LONGEST_PAUSE, 2 * pause)
 
     async def _awake_server(self, avoid: Server | None) -> Server:
@@ -277,13 +283,14 @@ class Fetcher:
             names = ("layers", "numbers per token", "dtype")
             name, got, want = next(all_ for all_ in zip(names, found, wanted, strict=True) if all_[1] != all_[2])
             raise UserError(
-                f"Server {server.address} captures {name} {got}, this run needs {want}: start it with the run's target, "
-                "layer ids and dtype."
+                f"Server {server.address} captures {name} {got}, this run needs {want}: start it with the run's "
+                "target, layer ids and dtype."
             )
         size = stored.shape[0] * stored.shape[1] * layout.dtype.itemsize
         if (stored.shape[0], stored.bytes) != (len(ticket.tokens), size):
             raise CaptureFailed(
-                f"{server.address} captured {stored.shape[0]} tokens in {stored.bytes} bytes, {len(ticket.tokens)} were sent"
+                f"{server.address} captured {stored.shape[0]} tokens in {stored.bytes} bytes, "
+                f"{len(ticket.tokens)} were sent"
             )
 
     async def _reading(self, record: CaptureRecord) -> Fetched:

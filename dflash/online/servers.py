@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dflash.errors import UserError
 
 _FIRST_REST, _LONGEST_REST = 0.5, 15.0  # seconds a server is left alone after its first failure, and at most
+_JITTER = random.Random()  # its own, so that seeded runs stay as they are
 
 
 @dataclass(eq=False)
@@ -75,5 +76,5 @@ class ServerList:
         now = self._clock()
         if rest and server.rests_until <= now:  # requests that fail together count as one failure
             pause = min(_LONGEST_REST, _FIRST_REST * 2**server.failures_in_a_row)
-            server.rests_until = now + pause * random.uniform(0.75, 1.25)  # so that ranks do not come back together
+            server.rests_until = now + pause * _JITTER.uniform(0.75, 1.25)  # so that ranks do not come back together
             server.failures_in_a_row += 1

@@ -108,8 +108,8 @@ class MooncakeStore:
         if code:
             raise UserError(
                 f"Mooncake could not join the store at {settings.master!r} over {settings.protocol!r} as "
-                f"{settings.host!r} with a segment of {settings.segment_bytes} bytes (code {code}): check the protocol, "
-                "the address and the free memory."
+                f"{settings.host!r} with a segment of {settings.segment_bytes} bytes (code {code}): check the "
+                "protocol, the address and the free memory."
             )
         replicate.with_hard_pin = True
         replicate.replica_num = 1

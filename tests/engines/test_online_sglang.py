@@ -1,0 +1,104 @@
+"""The online source against a real SGLang server: the target's numbers, refusals, and nothing left in the store."""
+
+import itertools
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+
+from dflash.data.rows import Row
+from dflash.errors import UserError
+from dflash.features.in_process import InProcessFeatures
+from dflash.features.prefetch import Prefetcher
+from dflash.features.source import looking_ahead
+from dflash.online.capture_settings import CaptureSettings
+from dflash.online.fetcher import FetchSettings, Layout
+from dflash.online.master import MasterProcess, free_port
+from dflash.online.server import ServerProcess, ServerSettings
+from dflash.online.source import OnlineFeatures
+from dflash.online.store import MooncakeStore, StoreSettings, key_prefix, usage
+from dflash.target import TargetModel
+
+LAYERS = (0, 2, 4)
+WIDTH = len(LAYERS) * 32
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory):
+    log = tmp_path_factory.mktemp("master") / "master.log"
+    with MasterProcess(log, port=free_port(), metrics_port=free_port()) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def server(environment, master, tiny_target_folder, tmp_path_factory):
+    settings = ServerSettings(tiny_target_folder, LAYERS, free_port(), context_length=512, chunked_prefill=64)
+    capture = CaptureSettings(master.address, segment_bytes=16 << 20)
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with ServerProcess(settings, capture, environment, log, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as process:
+        process.wait_ready(240.0)
+        yield process
+
+
+@pytest.fixture
+def source(master, server):
+    store = MooncakeStore.connect(StoreSettings(master.address, master.metrics))
+    layout = Layout(LAYERS, WIDTH, torch.bfloat16)
+    source = OnlineFeatures([server.url], store, layout, FetchSettings(key_prefix("run", "0"), in_flight=6))
+    yield source
+    source.close()
+
+
+def rows(count: int) -> list[Row]:
+    """One conversation each, but every third row packs two."""
+    generator = torch.Generator().manual_seed(0)
+    result = []
+    for n in range(count):
+        length = 20 + 37 * n % 150
+        tokens = torch.randint(1, 256, (length,), generator=generator).tolist()
+        packed = {"ids": (f"c{n}a", f"c{n}b"), "starts": (0, length // 3)} if n % 3 == 2 else {"ids": (f"c{n}",)}
+        result.append(Row(input_ids=tokens, loss_mask=[True] * length, **packed))
+    return result
+
+
+@torch.no_grad()
+def test_the_features_are_those_of_the_target_in_process(source, master, tiny_target_folder):
+    targets = (TargetModel.load(tiny_target_folder, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    rounded, exact = (InProcessFeatures(target, LAYERS) for target in targets)
+    items = [rows(24)[start : start + 2] for start in range(0, 24, 2)]
+    with Prefetcher(lambda item: (item, source(item)), looking_ahead(source, items, list), depth=2) as batches:
+        for item, features in batches:
+            expected, best = exact(item), rounded(item)
+            assert features.dtype == torch.bfloat16 and features.shape == expected.shape
+            error, allowed = ((f.float() - expected).square().mean().sqrt() for f in (features, best))
+            assert error < 1.5 * allowed + 1e-3  # both round to bf16 at every step, but sum in different orders
+    assert source.statistics().documents == 32 and source.statistics().retries == 0
+    assert usage(master.metrics).objects == 0
+
+
+def test_a_prompt_that_is_too_long_is_refused_by_the_server_and_named(source, master):
+    long = Row(("the long one",), [1] * 600, [True] * 600)
+    with pytest.raises(UserError, match=r"conversation 'the long one' \(600 tokens\) were refused; .*HTTP 400"):
+        source([long])
+    assert usage(master.metrics).objects == 0
+
+
+def test_closing_in_the_middle_leaves_nothing_in_the_store(source, master):
+    used = []
+
+    def use() -> None:
+        with suppress(RuntimeError):  # the source was closed
+            for item in looking_ahead(source, itertools.cycle([[row] for row in rows(24)]), list):
+                used.append(source(item))
+
+    thread = threading.Thread(target=use, daemon=True)
+    thread.start()
+    while len(used) < 5:
+        time.sleep(0.01)
+    source.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    time.sleep(2)  # for what a server may still write
+    assert usage(master.metrics).objects == 0
