@@ -1,4 +1,5 @@
-# `make app` opens the workbench, `make test` runs every test, `make lab` opens JupyterLab.
+# `make app` opens the workbench, `make test` runs the tests, `make test-engines` those with real SGLang servers and a
+# Mooncake store (3 GB more), `make lab` opens JupyterLab.
 # Each starts from a fresh clone: it makes .venv, installs the pinned versions and converts the embedded target once.
 
 PYTHON ?= python3
@@ -15,11 +16,11 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 
 # `make -j` would convert the target before the packages for it are installed.
 .NOTPARALLEL:
-.PHONY: help app test lab target chromium clean
+.PHONY: help app test test-engines lab target chromium mooncake-libraries clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 	@echo "Variables: HOST=$(HOST) PORT=$(PORT) ARGS='more options of app.py' PYTEST_ARGS='-k decode' PYTHON=$(PYTHON)"
 
 app: $(VENV)/.installed-app-$(KEY) target
@@ -27,6 +28,11 @@ app: $(VENV)/.installed-app-$(KEY) target
 
 test: $(VENV)/.installed-test-$(KEY) target chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# OMP_NUM_THREADS: servers, ranks and tests share the cores.
+test-engines: $(VENV)/.installed-test-$(KEY) $(VENV)/.installed-engines-cpu-$(KEY) target mooncake-libraries
+	$(BIN)/python -m dflash engines install --device cpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/engines
 
 lab: $(VENV)/.installed-lab-$(KEY) target
 	$(BIN)/python -m jupyterlab --notebook-dir $(or $(wildcard notebooks),.) --ip $(HOST) $(ARGS)
@@ -53,6 +59,16 @@ chromium:
 	command -v chromium >/dev/null && exit 0; \
 	echo "Chromium is missing and could not be installed: run 'sudo apt-get install chromium'; browser tests are skipped." >&2; \
 	[ -z "$$CI" ]
+
+# The system's libraries that Mooncake's wheel needs but does not bring along.
+mooncake-libraries:
+	@$(BIN)/python -c 'import mooncake.store' 2>/dev/null && exit 0; \
+	if command -v apt-get >/dev/null; then \
+		if [ "$$(id -u)" = 0 ]; then as_root=; else as_root="sudo -n"; fi; \
+		$$as_root apt-get update -q && \
+		$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q libibverbs1 libcurl4 libnuma1; \
+	fi; \
+	$(BIN)/python -c 'import mooncake.store' || { echo "Mooncake cannot be imported: see 'dflash doctor'." >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache

@@ -1,5 +1,6 @@
 """What works on this machine, what is missing and the command that gets it."""
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -14,11 +15,13 @@ from typing import Literal
 from dflash.cpu import cpu_flags, cpu_name
 from dflash.embedded import EMBEDDED_NAME, converted_folder, find_gguf
 from dflash.embedded import WHEEL_REQUIREMENT as EMBEDDED_WHEEL
+from dflash.online.environment import MOONCAKE_WHEELS, SGLANG_VERSION, EngineEnvironment
 from dflash.paths import cache_root
 
 Status = Literal["ok", "optional", "warning", "missing"]
 
 DISTRIBUTION = "dflash-workbench"
+_MOONCAKE_LIBRARIES = {"libibverbs.so.1": "libibverbs1", "libcurl.so.4": "libcurl4", "libnuma.so.1": "libnuma1"}
 _CONVERTED_BYTES = 300 << 20  # the embedded target in bf16 safetensors takes 270 MB
 
 
@@ -153,9 +156,38 @@ def _browser_tests() -> Iterator[Finding]:
 
 def _engines() -> Iterator[Finding]:
     # Looked for, never imported: importing either takes seconds and may touch the GPU.
-    yield _optional("sglang", installed_version("sglang"), "features from SGLang servers", "pip install sglang")
-    version = installed_version("mooncake-transfer-engine")
-    yield _optional("mooncake", version, "features through a Mooncake store", "pip install mooncake-transfer-engine")
+    environment = EngineEnvironment.at()
+    name = f"engines ({environment.device})"
+    if environment.is_installed:
+        detail = f"SGLang {SGLANG_VERSION} with the capture plugin ({environment.folder}); dflash engines check proves it"
+        yield Finding(name, "ok", detail)
+    elif environment.python.is_file():
+        detail = f"in {environment.folder}: not complete, or with the plugin of another version"
+        yield Finding(name, "warning", detail, environment.install_command)
+    else:
+        detail = "not installed; needed for features from SGLang servers"
+        yield Finding(name, "optional", detail, environment.install_command)
+    wheels = {wheel: version for wheel in MOONCAKE_WHEELS.values() if (version := installed_version(wheel))}
+    wheel = MOONCAKE_WHEELS[environment.device]
+    if len(wheels) > 1:
+        yield Finding(
+            "mooncake", "warning", "two distributions own the package",
+            f"pip uninstall {' '.join(wheels)} && pip install {wheel}",
+        )  # fmt: skip
+    else:
+        found = " ".join(f"{version} ({wheel})" for wheel, version in wheels.items())
+        yield _optional("mooncake", found, "features through a Mooncake store", f"pip install {wheel}")
+    missing = [package for library, package in _MOONCAKE_LIBRARIES.items() if not _loads(library)]
+    install = f"sudo apt-get install {' '.join(missing or _MOONCAKE_LIBRARIES.values())}"
+    yield _optional("its libraries", "" if missing else ", ".join(_MOONCAKE_LIBRARIES), "Mooncake", install)
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _cache_space() -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import pytest
 
 from dflash import doctor
 from dflash.doctor import Finding, examine, is_usable, to_dict
+from dflash.online import environment
 
 
 def finding(name: str) -> Finding:
@@ -78,10 +79,42 @@ def test_z_labs_distribution_of_the_same_import_name_is_warned_about(install):
     assert found.remedy.startswith("pip uninstall dflash")
 
 
-def test_heavy_engines_are_found_without_importing_them(install):
-    assert finding("sglang").status == "optional"
-    install("sglang", "0.9.9", package="sglang")
-    assert finding("sglang") == Finding("sglang", "ok", "0.9.9")
+def test_the_engines_are_found_by_their_folder_and_named_with_the_command_that_installs_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("DFLASH_CACHE", str(tmp_path))
+    monkeypatch.setattr(environment, "detect_device", lambda: "cpu")
+    found = finding("engines (cpu)")
+    assert (found.status, found.remedy) == ("optional", "dflash engines install --device cpu")
+    engines = environment.EngineEnvironment.at()
+    engines.python.parent.mkdir(parents=True)
+    engines.python.write_text("must not be run")
+    found = finding("engines (cpu)")
+    assert (found.status, found.remedy) == ("warning", "dflash engines install --device cpu")
+    monkeypatch.setattr(environment.EngineEnvironment, "is_installed", True)
+    assert finding("engines (cpu)").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("installed", "status", "remedy"),
+    [
+        ((), "optional", "pip install mooncake-transfer-engine-non-cuda"),
+        (("-non-cuda",), "ok", ""),
+        (("", "-non-cuda"), "warning", "pip uninstall mooncake-transfer-engine-non-cuda mooncake-transfer-engine && "),
+    ],
+)
+def test_exactly_one_of_mooncakes_wheels_is_right(monkeypatch, installed, status, remedy):
+    monkeypatch.setattr(environment, "detect_device", lambda: "cpu")
+    names = {f"mooncake-transfer-engine{suffix}" for suffix in installed}
+    real = doctor.installed_version
+    monkeypatch.setattr(
+        doctor, "installed_version", lambda name: "0.3.13" if name in names else None if "mooncake" in name else real(name)
+    )
+    found = finding("mooncake")
+    assert found.status == status and found.remedy.startswith(remedy)
+
+
+def test_shared_libraries_that_mooncake_misses_are_named_with_their_debian_packages(monkeypatch):
+    monkeypatch.setattr(doctor, "_loads", lambda library: "ibverbs" not in library)
+    assert finding("its libraries").remedy == "sudo apt-get install libibverbs1"
 
 
 def test_a_missing_requirement_is_named_with_its_command(monkeypatch):

@@ -24,6 +24,11 @@ from dflash.online.plugin_wheel import build_plugin_wheel, plugin_version
 Device = Literal["cpu", "cuda"]
 
 SGLANG_VERSION = "0.5.23"
+# Both own the package `mooncake`, so only one of them may be installed; the second fails without libcuda.so.1.
+MOONCAKE_WHEELS: dict[Device, str] = {
+    "cpu": "mooncake-transfer-engine-non-cuda",
+    "cuda": "mooncake-transfer-engine",
+}
 _REQUIREMENTS = Path(__file__).with_name("requirements")
 _NEEDED_BYTES = {"cpu": 5 << 30, "cuda": 20 << 30}  # while it is installed; 2.9 GB are left of the first
 _STAMP = "installed.json"

@@ -19,6 +19,11 @@ _REASONS = (
         "the package index cannot be reached: check the network, then run the same command again",
     ),
     (
+        r"requirement (\S+) \(from versions: none\)",
+        "pip's package index cannot be reached, or has no {0} at all: check the network and pip's index, then run the same "
+        "command again",
+    ),
+    (
         r"No matching distribution found for (\S+)|Could not find a version that satisfies the requirement (\S+)",
         "the package index has no {0} for this Python: use Python 3.11, and the index that has it",
     ),
@@ -65,7 +70,7 @@ class Installer:
             finally:
                 self._progress.end(what)
         if code:
-            raise UserError(f"Installing {what} failed: {_explain(lines)}; the whole log is {self.log}.")
+            raise UserError(f"Installing {what} failed: {explain(lines)}; the whole log is {self.log}.")
 
 
 class _ProgressLine:
@@ -86,7 +91,8 @@ class _ProgressLine:
         print(f"\r\x1b[K{line}" if self._live else line, file=sys.stderr, flush=True)
 
 
-def _explain(lines: Sequence[str]) -> str:
+def explain(lines: Sequence[str]) -> str:
+    """What went wrong, from everything that pip printed."""
     text = "\n".join(lines)
     for pattern, meaning in _REASONS:
         if found := re.search(pattern, text):

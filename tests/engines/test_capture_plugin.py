@@ -2,6 +2,7 @@
 
 import json
 import threading
+import urllib.error
 import urllib.request
 
 import pytest
@@ -20,7 +21,8 @@ from dflash.target import TargetModel
 LAYERS = (1, 3, 4)
 CHUNK = 64  # tokens of a prefill chunk
 SEGMENT = 16 << 20  # the least that Mooncake takes
-START = 240.0
+START = 600.0  # seconds; 30 on a machine that does nothing else
+VARIABLES = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PREFIX = key_prefix("test")
 
 
@@ -33,14 +35,15 @@ def master(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(environment, master, tiny_target_folder, tmp_path_factory):
-    settings = ServerSettings(
-        tiny_target_folder, LAYERS, free_port(), context_length=512, chunked_prefill=CHUNK, cached_tokens=2048
-    )
     capture = CaptureSettings(master.address, segment_bytes=SEGMENT, store_last_hidden_states=True)
     log = tmp_path_factory.mktemp("server") / "server.log"
-    with ServerProcess(settings, capture, environment, log, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as process:
+    with ServerProcess(settings(tiny_target_folder), capture, environment, log, VARIABLES) as process:
         process.wait_ready(START)
         yield process
+
+
+def settings(target_folder: str) -> ServerSettings:
+    return ServerSettings(target_folder, LAYERS, free_port(), context_length=512, chunked_prefill=CHUNK, cached_tokens=2048)
 
 
 @pytest.fixture
@@ -173,6 +176,13 @@ def test_a_full_store_fails_the_request_and_the_next_one_works_when_there_is_roo
     fetch(store, CaptureRecord.from_meta_info(ask(server, prompt(500, 0), "again")))
 
 
+def test_a_prompt_that_is_too_long_is_refused_and_stores_nothing(server, store):
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        ask(server, prompt(600, 1), "long")
+    assert refusal.value.code == 400
+    assert store.usage().objects == 0
+
+
 def test_the_server_proves_that_it_captures_and_what(server, master):
     info = require_proof(server.url, layer_ids=LAYERS, store=master.address, store_last_hidden_states=True)
     assert info["version"] == "0.5.23"
@@ -191,3 +201,22 @@ def test_the_server_proves_that_it_captures_and_what(server, master):
 def test_a_server_that_captures_something_else_is_refused(server, wanted, words):
     with pytest.raises(UserError, match=words):
         require_proof(server.url, **wanted)
+
+
+def test_a_server_whose_plugin_was_not_loaded_is_found_out(environment, master, tiny_target_folder, tmp_path):
+    variables = VARIABLES | {"SGLANG_PLUGINS": "another"}  # SGLang's own way to leave plugins out
+    capture = CaptureSettings(master.address, segment_bytes=SEGMENT)
+    with ServerProcess(settings(tiny_target_folder), capture, environment, tmp_path / "server.log", variables) as process:
+        with pytest.raises(UserError, match="without the capture plugin"):
+            process.wait_ready(START)
+
+
+def test_the_servers_command_line_for_gpus_and_for_a_cpu():
+    cpu = ServerSettings("folder", (1, 9), 30000).arguments()
+    assert {"--device=cpu", "--sleep-on-idle", "--disable-radix-cache", "--max-total-tokens=4096"} <= set(cpu)
+    gpu = ServerSettings("org/model", (1, 9), 30000, gpus=(2, 3), memory_fraction=0.8, extra=("--log-level=error",)).arguments()
+    assert {"--tp-size=2", "--mem-fraction-static=0.8", "--log-level=error"} <= set(gpu)
+    assert "--device=cpu" not in gpu and "--max-total-tokens=4096" not in gpu
+    for arguments in (cpu, gpu):
+        place = arguments.index("--return-aux-hidden-state-layer-ids")
+        assert arguments[place + 1 : place + 3] == ["1", "9"]

@@ -14,7 +14,9 @@ class _PlaceholderType(type):
     def __getattr__(cls, name: str):
         if name.startswith("__"):
             raise AttributeError(name)
-        return _placeholder(f"{cls.__module__}.{cls.__qualname__}.{name}")
+        value = _placeholder(f"{cls.__module__}.{cls.__qualname__}.{name}")
+        setattr(cls, name, value)
+        return value
 
     def __call__(cls, *_args, **_kwargs):
         raise NotImplementedError(
