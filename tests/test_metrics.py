@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -100,7 +101,10 @@ def test_wandb_logs_offline_into_the_run_folder(tmp_path, monkeypatch):
     sinks.close()
     assert "offline" in said[0] and len(said) == 1
     (data,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert b"train/slot_accuracy/1" in data.read_bytes()
+    deadline = time.monotonic() + 30  # W&B's own process writes the file a moment later, at the latest when we exit
+    while b"train/slot_accuracy/1" not in data.read_bytes():
+        assert time.monotonic() < deadline, "nothing was written"
+        time.sleep(0.05)
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()], "a key was written"
 
 
