@@ -86,8 +86,11 @@ class FakeServer:
     "lost" (the key leads nowhere), "late" (0.5 s).
     """
 
+    layer_ids = LAYER_IDS
+
     def __init__(self, store: FakeStore, behave: Behaviour = lambda number, request: "answer", port: int = 0) -> None:
         self.store, self.behave = store, behave
+        self.compute: Callable[[list[int]], torch.Tensor] = features_of
         self.requests: list[dict] = []
         self.connections = 0
         self.now = self.most = 0  # requests at a time
@@ -183,7 +186,7 @@ class FakeServer:
             record = {"dflash_capture": 1, "error": "StoreFull: no room"}
             return 200, {"text": "", "meta_info": {"hidden_states": [record]}}
         tokens = request["input_ids"]
-        features = features_of(tokens[:-1] if action == "short" else tokens)
+        features = self.compute(tokens[:-1] if action == "short" else tokens)
         key = f"{request['rid']}/{uuid.uuid4().hex}/features"
         if action != "lost":
             try:
@@ -191,8 +194,10 @@ class FakeServer:
             except StoreError as error:  # of a real store
                 record = {"dflash_capture": 1, "error": f"{type(error).__name__}: {error}"}
                 return 200, {"text": "", "meta_info": {"hidden_states": [record]}}
-        stored = StoredTensor(key, tuple(features.shape), "bfloat16", features.nbytes)
-        return 200, {"text": "", "meta_info": {"hidden_states": [CaptureRecord(LAYER_IDS, stored).to_json()]}}
+        stored = StoredTensor(
+            key, tuple(features.shape), str(features.dtype).removeprefix("torch."), features.nbytes
+        )
+        return 200, {"text": "", "meta_info": {"hidden_states": [CaptureRecord(self.layer_ids, stored).to_json()]}}
 
 
 def _reset(connection: socket.socket) -> None:

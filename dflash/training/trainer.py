@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT, SIGTERM, signal
@@ -18,7 +18,7 @@ from dflash.config import TrainConfig
 from dflash.errors import UserError
 from dflash.features.micro_batch import MicroBatch, MicroBatchPreparer
 from dflash.features.prefetch import Prefetcher
-from dflash.features.source import open_source, prefetch_depth
+from dflash.features.source import looking_ahead, open_source, prefetch_depth
 from dflash.objectives.candidates import candidate_sampler
 from dflash.objectives.cross_entropy import BlockStatistics
 from dflash.target import TargetModel
@@ -134,7 +134,8 @@ class Trainer:
         )
         depth = prefetch_depth(self.config.features, self.device)
         try:
-            with Prefetcher(self._prepare, self.order.portions(self.state.rows), depth) as micro_batches:
+            # The source is closed first: the prefetcher's thread may be waiting for it.
+            with Prefetcher(self._prepare, self._portions(), depth) as micro_batches, closing(self.source):
                 stopped = self._run_steps(micro_batches)
             if stopped:
                 self.reporter.note(f"Asked to stop behind step {self.state.step}.")
@@ -142,7 +143,6 @@ class Trainer:
             self.saver.wait()
         finally:
             self.saver.close()
-            self.source.close()
             for number, handler in previous.items():
                 signal(number, handler)
         return self.state.step >= self.max_steps
@@ -209,6 +209,10 @@ class Trainer:
             pooled = statistics if pooled is None else pooled + statistics
             tokens += sum(map(len, portion.rows))
         return pooled, tokens
+
+    def _portions(self) -> Iterator[Portion]:
+        """This rank's micro-batches from the next one on, announced to a source that fetches them from elsewhere."""
+        return looking_ahead(self.source, self.order.portions(self.state.rows), lambda portion: portion.rows)
 
     def _prepare(self, portion: Portion) -> tuple[Portion, MicroBatch]:
         with self._target_in_use:
