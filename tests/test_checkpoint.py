@@ -1,4 +1,4 @@
-"""Checkpoints of one and of several ranks: exact resume after kill -9, damage, full disks, rotation, other world sizes."""
+"""Checkpoints of one and several ranks: exact resume after kill -9, damage, full disks, rotation, other world sizes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from dflash.training.saver import BackgroundSaver
 from dflash.training.trainer import train
 from tiny_runs import ALONE, metrics, open_trainer, tiny_config, torchrun, weights, write_conversations
 
-# Trains HERE/config.json in HERE/NAME for every NAME:DIES argument, on the ranks there are. NAME goes on where it exists;
+# Trains HERE/config.json in HERE/NAME for every NAME:DIES argument, on the ranks there are. A run that exists goes on;
 # behind step DIES every rank kills itself without warning (0: never).
 MORTAL = textwrap.dedent("""
     import os, sys
@@ -201,8 +201,9 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_a_sentence(config, tmp_path
     if mounted.returncode:
         pytest.skip("mounting a small disk is not allowed here; the limit on file sizes below stands in for it")
     try:
+        settings = config(checkpoint={"every": 2, "keep": 5}, metrics={"validate_every": 100})
         with pytest.raises(UserError, match=r"step_0000004 could not be written .*No space left.*are intact"):
-            train(config(checkpoint={"every": 2, "keep": 5}, metrics={"validate_every": 100}), disk / "run", progress=False)
+            train(settings, disk / "run", progress=False)
         assert json.loads((disk / "run/status.json").read_text())["state"] in ("failed", "running")
         assert [p.name for p in (disk / "run/checkpoints").iterdir()] == ["step_0000002"]
     finally:
@@ -292,7 +293,8 @@ def test_a_checkpoint_written_while_training_goes_on_holds_the_weights_of_its_ow
     saved = sorted((tmp_path / "run/checkpoints").glob("step_*"))
     assert [p.name for p in saved] == [f"step_000000{n}" for n in (2, 3, 4, 6)]
     for path in saved:
-        (mine,), (other,) = ((run / path.name / "state").glob("*") for run in (path.parent, tmp_path / "plain/checkpoints"))
+        runs = path.parent, tmp_path / "plain/checkpoints"
+        (mine,), (other,) = ((run / path.name / "state").glob("*") for run in runs)
         mine, other = load_file(mine), load_file(other)
         assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items()), path.name
 

@@ -27,7 +27,7 @@ def test_the_average_follows_its_definition():
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach()
         assert torch.allclose(average.tensors["weight"], expected)
-    assert average.tensors["weight"][0, 0] == pytest.approx(28.0, abs=0.01), "a constant climb is followed one step behind"
+    assert average.tensors["weight"][0, 0] == pytest.approx(28.0, abs=0.01), "followed one step behind"
 
 
 def test_the_weights_come_back_to_the_last_bit():

@@ -14,6 +14,7 @@ from dflash.features.micro_batch import MicroBatchPreparer
 from dflash.features.source import open_source
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
+from dflash.training.muon import Muon
 from dflash.training.order import DataOrder, row_generators, validation_portions
 from dflash.training.parallel import check_parallel, prepare_draft
 from dflash.training.step import DraftStep
@@ -239,7 +240,8 @@ def _gradients(settings, path):
         source = open_source(settings, trainer.target, trainer.draft.config.target_layer_ids)
         prepare = MicroBatchPreparer(source, "cpu")
         for index in range(2):
-            weighted, _ = step(prepare([trainer.data.training[index]]), row_generators(0, "train", range(1), ALONE.device))
+            generators = row_generators(0, "train", range(1), ALONE.device)
+            weighted, _ = step(prepare([trainer.data.training[index]]), generators)
             weighted.backward()
         return {name: p.grad for name, p in trainer.draft.named_parameters()}
 
@@ -262,3 +264,20 @@ def test_one_process_trains_without_process_group_or_sharding(config, tmp_path):
         assert not torch.distributed.is_initialized()
         assert all(type(p) is torch.nn.Parameter for p in trainer.draft.parameters())
         assert all("forward" not in vars(layer) for layer in trainer.draft.layers)
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_muon_on_whole_matrices_is_torchs_own_to_the_last_bit(shape):
+    torch.manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(shape))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    pair = (
+        Muon([ours], lr=0.02, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(5):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+        assert torch.equal(ours, theirs)

@@ -12,6 +12,7 @@ from dflash.config import DraftConfig, ScheduleConfig, load_config, parse_config
 from dflash.errors import UserError
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
+from dflash.training.order import total_steps
 from dflash.training.run_folder import RunFolder
 from dflash.training.schedule import learning_rate
 from dflash.training.trainer import train
@@ -150,10 +151,37 @@ def test_a_run_that_failed_before_its_first_step_says_so_and_its_name_may_be_use
 
 
 def test_training_lowers_the_loss_and_raises_the_run_of_right_slots(config, tmp_path):
-    train(config(run={"max_steps": 60}, metrics={"validate_every": 60}, optimizer={"lr": 3e-3}), tmp_path / "run", progress=False)
+    settings = config(run={"max_steps": 60}, metrics={"validate_every": 60}, optimizer={"lr": 3e-3})
+    train(settings, tmp_path / "run", progress=False)
     lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
     assert lines[-1]["tau_estimate"] > lines[0]["tau_estimate"] + 0.5
+
+
+def test_the_size_of_micro_batches_changes_nothing_but_rounding(config, tmp_path):
+    for size in (1, 4):
+        settings = config(run={"batch_size": 4, "micro_batch_size": size, "max_steps": 4})
+        train(settings, tmp_path / f"by{size}", progress=False)
+    one, four = (metrics(tmp_path / f"by{size}", "train") for size in (1, 4))
+    assert [line["slot_count"] for line in one] == [line["slot_count"] for line in four], "the same anchors"
+    assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in four], rel=1e-6)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 5), (2.5, 13), (0.01, 1)])
+def test_epochs_become_steps(config, tmp_path, epochs, steps):
+    settings = config(run={"max_steps": None, "epochs": epochs})
+    assert total_steps(settings, 10) == steps
+    with open_trainer(settings, tmp_path / "run") as trainer:
+        assert trainer.max_steps == steps, "ten conversations in steps of two"
+
+
+def test_the_drafts_vocabulary_is_in_every_checkpoint_and_survives_a_resumed_run(config, tmp_path):
+    first = train(config(draft={"vocabulary_size": 40}), tmp_path / "run", progress=False)
+    second = train(config(run={"max_steps": 7}), tmp_path / "run", resume=True, progress=False)
+    a, b = (DFlashDraft.from_pretrained(folder).vocabulary for folder in (first, second))
+    assert len(a) == 40 and torch.equal(a, b)
+    with pytest.raises(UserError, match="vocabulary_size = 50 contradicts"):
+        train(config(draft={"vocabulary_size": 50}), tmp_path / "run", resume=True, progress=False)
 
 
 def test_non_finite_steps_are_logged_with_their_conversations_and_stop_the_run(config, tmp_path):
@@ -201,7 +229,8 @@ def test_warm_start_copies_the_top_layers(tiny_target):
     query = tiny_target.layers[-1].self_attn.q_proj(
         tiny_target.layers[-1].input_layernorm(tiny_target.features(torch.arange(20)[None], [4]))
     )
-    assert draft.layers[-1].self_attn.q_norm.weight[0].item() == pytest.approx(query.pow(2).mean().sqrt().item(), rel=1e-4)
+    size = query.pow(2).mean().sqrt().item()
+    assert draft.layers[-1].self_attn.q_norm.weight[0].item() == pytest.approx(size, rel=1e-4)
 
 
 def test_warm_start_refuses_another_shape(tiny_target):

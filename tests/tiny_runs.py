@@ -1,4 +1,4 @@
-"""Tiny training runs for the tests of the trainer: config, data, ranks in real processes, and what a run left behind."""
+"""Tiny training runs for the tests of the trainer: config, data, ranks in real processes, what a run left behind."""
 
 import json
 import os

@@ -98,7 +98,8 @@ class CheckpointStore:
             world.on_main(lambda: self._explaining(name, lambda: self._begin(staging, contents)), group)
             files = write_tensors(staging / "state", contents.tensors, group, world.rank)
             described = world.gather(_attempt(lambda: describe(staging, files)), group)
-            world.on_main(lambda: self._explaining(name, lambda: self._finish(staging, final, contents, described)), group)
+            finish = lambda: self._finish(staging, final, contents, described)  # noqa: E731
+            world.on_main(lambda: self._explaining(name, finish), group)
         except _TROUBLE as error:
             raise self._unwritten(name, error) from error
         finally:
@@ -131,8 +132,8 @@ class CheckpointStore:
         """
         if saved.optimizer != optimizer:
             raise UserError(
-                f"Checkpoint {str(path)!r} was saved with optimizer {saved.optimizer!r}, the config says {optimizer!r}: "
-                f"resume with the same one, or start a new run with draft.init={path / 'draft'}."
+                f"Checkpoint {str(path)!r} was saved with optimizer {saved.optimizer!r}, the config says "
+                f"{optimizer!r}: resume with the same one, or start a new run with draft.init={path / 'draft'}."
             )
         try:
             return tensors.load(path / "state", self._world.control, saved.world_size == self._world.size)
@@ -156,7 +157,7 @@ class CheckpointStore:
             for name, entry in part.items():
                 path = staging / name
                 if not path.is_file() or path.stat().st_size != entry["size"]:
-                    raise OSError(f"{name}, written by rank {rank}, is not to be seen here: all ranks have to share the disk")
+                    raise OSError(f"{name} of rank {rank} is not to be seen here: all ranks have to share the disk")
             entries |= part
         write_manifest(staging, entries)
         for folder in (staging / "state", staging / "draft", staging):

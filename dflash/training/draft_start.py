@@ -47,8 +47,8 @@ def resumed_draft(config: TrainConfig, target: TargetModel, checkpoint: Path, de
         draft_config = DFlashConfig.from_public(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"Checkpoint {str(checkpoint)!r} holds no readable draft ({error}): remove that folder to resume from the one "
-            "before it."
+            f"Checkpoint {str(checkpoint)!r} holds no readable draft ({error}): remove that folder to resume from the "
+            "one before it."
         ) from error
     draft = draft_class(config.draft.type)(draft_config)
     draft.vocabulary = load_vocabulary(folder, draft_config.vocab_size)
@@ -57,8 +57,8 @@ def resumed_draft(config: TrainConfig, target: TargetModel, checkpoint: Path, de
     proposes_from = None if draft.vocabulary is None else len(draft.vocabulary)
     if config.draft.vocabulary_size not in (None, proposes_from):
         raise UserError(
-            f"draft.vocabulary_size = {config.draft.vocabulary_size} contradicts the draft in {str(folder)!r}, which has "
-            f"{proposes_from or 'all tokens'}."
+            f"draft.vocabulary_size = {config.draft.vocabulary_size} contradicts the draft in {str(folder)!r}, which "
+            f"has {proposes_from or 'all tokens'}."
         )
     return draft.to(device).train()
 

@@ -30,7 +30,10 @@ def write_manifest(folder: Path, entries: Entries) -> None:
 def read_manifest(folder: Path) -> Entries:
     """Raises OSError or ValueError where there is none or it is damaged."""
     entries = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    if not isinstance(entries, dict) or not all(isinstance(e, dict) and {"size", "crc32"} <= e.keys() for e in entries.values()):
+    sound = isinstance(entries, dict) and all(
+        isinstance(entry, dict) and {"size", "crc32"} <= entry.keys() for entry in entries.values()
+    )
+    if not sound:
         raise ValueError(f"{MANIFEST_FILE} is not of the form that was written")
     return entries
 

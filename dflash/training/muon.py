@@ -21,7 +21,9 @@ _EPSILON = 1e-7
 class Muon(Optimizer):
     """Every rank orthogonalises every matrix: no further communication, at the price of the same work on each."""
 
-    def __init__(self, matrices: Iterable[torch.Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, matrices: Iterable[torch.Tensor], lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Which rows a rank trains on, and the random numbers that belong to each: functions of the position in the run.
 
-Position p counts the rows that a run consumes, step after step. Which row stands there and which anchors it draws depend
-on the seed and on p alone, so one process and eight ranks train on the same blocks, and resuming is arithmetic.
+Position p counts the rows that a run consumes, step after step. Which row stands there and which anchors it draws
+depend on the seed and on p alone, so one process and eight ranks train on the same blocks, and resuming is arithmetic.
 """
 
 import hashlib

@@ -32,6 +32,10 @@ def prepare_draft(draft: DFlashDraft, config: TrainConfig, world: World, *, comp
     """
     settings = config.parallel
     check_parallel(settings, world)
+    if settings.compile:
+        # One graph serves all layers, but again for each of training and validation, first layer and others, row
+        # lengths and batch sizes; torch gives up at 8.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for layer in draft.layers:
         # Wrapping the method, not the module, keeps the weights' names, which checkpoints use.
         if settings.activation_checkpointing:
@@ -53,7 +57,7 @@ def check_parallel(settings: ParallelConfig, world: World) -> None:
     if settings.strategy != "hybrid":
         return
     if settings.shard_size is None:
-        raise UserError("parallel.strategy = 'hybrid' needs parallel.shard_size, the ranks that share one copy: set it.")
+        raise UserError("parallel.strategy = 'hybrid' needs parallel.shard_size, the ranks that share a copy: set it.")
     if world.size % settings.shard_size:
         raise UserError(
             f"parallel.shard_size = {settings.shard_size} does not divide the {world.size} ranks: choose a divisor."

@@ -5,7 +5,6 @@ The algorithm itself is in `step.py`; who shares what is in `parallel.py`; which
 
 import math
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -35,9 +34,12 @@ from dflash.training.run_data import load_run_data
 from dflash.training.run_folder import RunFolder
 from dflash.training.saver import BackgroundSaver
 from dflash.training.schedule import learning_rate
+from dflash.training.speed import SpeedWindow
 from dflash.training.step import TILE, DraftStep, pool_over_ranks
 from dflash.training.training_state import TrainingState, host_copy
 from dflash.training.world import World, joined
+
+MicroBatches = Prefetcher[Portion, tuple[Portion, MicroBatch]]
 
 _MAX_SKIPPED = 5  # consecutive non-finite steps after which the run stops
 
@@ -116,7 +118,8 @@ class Trainer:
         self.step = DraftStep(self.draft, self.target, config, self.device, candidates)
         rows = [*self.data.training, *self.data.validation]
         self.source = open_source(config, self.target, self.draft.config.target_layer_ids, rows)
-        self._preparer = MicroBatchPreparer(self.source, self.device, multiple=TILE if self.device.type == "cuda" else 1)
+        multiple = TILE if self.device.type == "cuda" else 1
+        self._preparer = MicroBatchPreparer(self.source, self.device, multiple=multiple)
         self.decoding = self._decoding()
         self.saver = BackgroundSaver()
         self._target_in_use = threading.Lock()  # its hooks see every forward, whichever thread runs it
@@ -129,8 +132,8 @@ class Trainer:
         previous = {number: signal(number, self._request_stop) for number in (SIGTERM, SIGINT)}
         self.reporter.begin(self.state.step, self.max_steps)
         self.reporter.note(
-            f"Training from step {self.state.step} to {self.max_steps} on {self.world.size} rank(s) of {self.device.type}: "
-            f"{len(self.data.training)} rows, {len(self.data.validation)} held out."
+            f"Training from step {self.state.step} to {self.max_steps} on {self.world.size} rank(s) of "
+            f"{self.device.type}: {len(self.data.training)} rows, {len(self.data.validation)} held out."
         )
         depth = prefetch_depth(self.config.features, self.device)
         try:
@@ -147,9 +150,9 @@ class Trainer:
                 signal(number, handler)
         return self.state.step >= self.max_steps
 
-    def _run_steps(self, micro_batches: Prefetcher[Portion, tuple[Portion, MicroBatch]]) -> bool:
+    def _run_steps(self, micro_batches: MicroBatches) -> bool:
         """Steps until the last one; True when a stop was asked for."""
-        window, skipped = _Window(micro_batches), 0
+        window, skipped = SpeedWindow(micro_batches), 0
         while self.state.step < self.max_steps:
             finite, stop = self._step(micro_batches, window)
             if not finite:
@@ -167,7 +170,7 @@ class Trainer:
                 return True
         return False
 
-    def _step(self, micro_batches, window: "_Window") -> tuple[bool, bool]:
+    def _step(self, micro_batches: MicroBatches, window: SpeedWindow) -> tuple[bool, bool]:
         """One optimizer step of all ranks. Whether it was finite, and whether any rank was asked to stop."""
         optimizer, state = self.config.optimizer, self.state
         rate = learning_rate(state.step, self.max_steps, optimizer.lr, optimizer.min_lr, self.config.schedule)
@@ -196,7 +199,7 @@ class Trainer:
             self.saver.wait()  # some rank's save failed, so all did, and this one raises
         return finite, stops > 0
 
-    def _accumulate(self, micro_batches) -> tuple[BlockStatistics, int]:
+    def _accumulate(self, micro_batches: MicroBatches) -> tuple[BlockStatistics, int]:
         """Forward and backward over this rank's micro-batches of one step: gradients are left summed, not averaged."""
         pooled: BlockStatistics | None = None
         tokens = 0
@@ -264,7 +267,17 @@ class Trainer:
         self.reporter.metrics(self._record("decode", **measured))
         self.reporter.note(f"Step {self.state.step}: decoded tau {measured['decoded_tau']}.")
 
-    def _report_step(self, statistics, tokens, finite, rate, norm, first, window: "_Window") -> None:
+    def _report_step(
+        self,
+        statistics: BlockStatistics,
+        tokens: int,
+        finite: bool,
+        rate: float,
+        norm: torch.Tensor,
+        first: int,
+        window: SpeedWindow,
+    ) -> None:
+        """Log the step that began at row position `first`; every rank calls it."""
         state = self.state
         window.add(tokens)
         self.reporter.reach(state.step, self.max_steps)
@@ -315,8 +328,8 @@ class Trainer:
         for what in ("world_size", "training_rows"):
             if getattr(saved, what) != getattr(now, what):
                 self.reporter.note(
-                    f"Resuming {latest.name}: {what} is {getattr(now, what)}, it was {getattr(saved, what)}; the run goes "
-                    "on, but not bit for bit as it would have."
+                    f"Resuming {latest.name}: {what} is {getattr(now, what)}, it was {getattr(saved, what)}; the run "
+                    "goes on, but not bit for bit as it would have."
                 )
         self.state = replace(saved, world_size=now.world_size, training_rows=now.training_rows)
 
@@ -344,30 +357,3 @@ class Trainer:
 
     def _request_stop(self, _signal, _frame) -> None:
         self._stop_requested = True
-
-
-class _Window:
-    """Speed since the last record: tokens of all ranks, and the share of time that this one waited for data."""
-
-    def __init__(self, micro_batches: Prefetcher) -> None:
-        self._micro_batches = micro_batches
-        self._tokens, self._seconds = 0, 0.0
-        self._waited = micro_batches.wait_seconds
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Time spent on validation, decoding and saving is not a step's."""
-        self._clock = time.perf_counter()
-
-    def add(self, tokens: int) -> None:
-        now = time.perf_counter()
-        self._seconds += now - self._clock
-        self._clock = now
-        self._tokens += tokens
-
-    def close(self) -> tuple[float, float]:
-        """Tokens per second, and the share of the time spent waiting; begins anew."""
-        waited = self._micro_batches.wait_seconds
-        result = self._tokens / self._seconds, (waited - self._waited) / self._seconds
-        self._tokens, self._seconds, self._waited = 0, 0.0, waited
-        return result

@@ -2,14 +2,15 @@
 
     weights.NAME             fp32 master weights
     average.NAME             their moving average, where the run keeps one
-    optimizer.NAME.KEY       state of the optimizer for that weight
+    optimizer.NAME.KEY       state of the optimizer for that weight, of its shape
+    counter.NAME.KEY         the same where it is a single number
     rng.RANK.DEVICE          torch's random state of every rank, bytes
 
 Nothing else of an optimizer has to be kept: its settings are the config's. Sharded tensors are stored in parts and put
 together for whatever number of ranks resumes. Nothing is pickled, so nothing is unpickled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -42,7 +43,8 @@ class TrainingState:
         tree = self._model_tensors()
         for parameter, optimizer in self._optimizers.items():
             for key, value in optimizer.state[parameter].items():
-                tree[f"optimizer.{self._names[parameter]}.{key}"] = value.reshape(1) if value.ndim == 0 else value
+                name = f"{self._names[parameter]}.{key}"
+                tree |= {f"counter.{name}": value.reshape(1)} if value.ndim == 0 else {f"optimizer.{name}": value}
         return tree | self._random_states()
 
     def load(self, folder: Path, group: dist.ProcessGroup | None, same_world: bool) -> bool:
@@ -64,9 +66,9 @@ class TrainingState:
         random_states = self._random_states() if same_world else {}
         tree |= {name: tensor for name, tensor in random_states.items() if name in stored}
         dcp.load(tree, storage_reader=reader, process_group=group, no_dist=group is None)
-        for _, parameter, key, tensor in slots:
-            scalar = tensor.shape != parameter.shape and tensor.numel() == 1
-            self._optimizers[parameter].state[parameter][key] = tensor.reshape(()) if scalar else tensor
+        for name, parameter, key, tensor in slots:
+            restored = tensor.reshape(()) if name.startswith("counter.") else tensor
+            self._optimizers[parameter].state[parameter][key] = restored
         self._restore_random_states(random_states)
         if self._average is not None and not has_average:
             self._average.restart()
@@ -83,18 +85,19 @@ class TrainingState:
         mine = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
         for name in sorted(mine.keys() | theirs.keys()):
             if mine.get(name) != theirs.get(name):
-                raise ValueError(f"{name} is {theirs.get(name, 'absent')} in it and {mine.get(name, 'absent')} in the draft")
+                there, here = theirs.get(name, "absent"), mine.get(name, "absent")
+                raise ValueError(f"{name} is {there} in it and {here} in the draft")
 
-    def _optimizer_slots(self, stored) -> list[tuple[str, torch.Tensor, str, torch.Tensor]]:
-        """Name, parameter, key and room for every optimizer tensor in a checkpoint."""
+    def _optimizer_slots(self, stored: Iterable[str]) -> list[tuple[str, torch.Tensor, str, torch.Tensor]]:
+        """Name, parameter, key and room for every optimizer tensor among the stored names."""
         slots = []
-        for name, shape in stored.items():
-            if not name.startswith("optimizer."):
-                continue
-            owner, _, key = name.removeprefix("optimizer.").rpartition(".")
-            parameter = self._parameters[owner]
-            like_weight = shape == tuple(parameter.shape)
-            slots.append((name, parameter, key, torch.zeros_like(parameter) if like_weight else torch.zeros(shape)))
+        for name in stored:
+            kind, _, rest = name.partition(".")
+            if kind in ("optimizer", "counter"):
+                owner, _, key = rest.rpartition(".")
+                parameter = self._parameters[owner]
+                room = torch.zeros_like(parameter) if kind == "optimizer" else torch.zeros(1)
+                slots.append((name, parameter, key, room.detach()))
         return slots
 
     def _random_states(self) -> dict[str, torch.Tensor]:
@@ -120,7 +123,9 @@ def host_copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup | None, rank: int) -> list[Path]:
+def write_tensors(
+    folder: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup | None, rank: int
+) -> list[Path]:
     """Every rank writes its part of `tensors`; returns the files of this rank.
 
     Raises:
