@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dflash.errors import UserError
-from dflash.online.capture_proof import require_proof
+from dflash.online.capture_proof import require_capture, require_proof
 from dflash.online.capture_record import CaptureFailed, CaptureRecord
 from dflash.online.capture_settings import CaptureSettings
 from dflash.online.master import MasterProcess, free_port
@@ -190,6 +190,16 @@ def test_the_server_proves_that_it_captures_and_what(server, master):
     assert report["pending"] == 0 and report["written"] >= 1 and report["tokens"] >= 1
 
 
+def test_one_prompt_is_captured_to_prove_it_and_leaves_nothing_behind(server, store, tmp_path):
+    require_capture(server.url, store)
+    assert store.usage().objects == 0
+    with MasterProcess(tmp_path / "other.log", port=free_port(), metrics_port=free_port()) as other:
+        with MooncakeStore.connect(StoreSettings(other.address)) as elsewhere:
+            with pytest.raises(UserError, match="the same Mooncake master"):
+                require_capture(server.url, elsewhere)
+    store.sweep("dflash/probe/")
+
+
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
@@ -209,6 +219,9 @@ def test_a_server_whose_plugin_was_not_loaded_is_found_out(environment, master, 
     with ServerProcess(settings(tiny_target_folder), capture, environment, tmp_path / "server.log", variables) as process:
         with pytest.raises(UserError, match="without the capture plugin"):
             process.wait_ready(START)
+        with MooncakeStore.connect(StoreSettings(master.address)) as store:
+            with pytest.raises(UserError, match="does not capture"):
+                require_capture(process.url, store)
 
 
 def test_the_servers_command_line_for_gpus_and_for_a_cpu():
