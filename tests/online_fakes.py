@@ -31,6 +31,7 @@ class FakeStore:
         self.down = False
         self.losing = 0  # so many of the next objects vanish before they are read
         self.removed: list[str] = []
+        self.most = 0  # objects at a time
         self.closed = False
         self._lock = threading.Lock()
 
@@ -38,6 +39,7 @@ class FakeStore:
         with self._lock:
             assert key not in self.objects
             self.objects[key] = tensor
+            self.most = max(self.most, len(self.objects))
 
     def allocate(self, size: int) -> torch.Tensor:
         return torch.full((size,), 255, dtype=torch.uint8)
