@@ -226,7 +226,7 @@ def _trained(target_folder, folder, off):
     micro = MicroBatchPreparer(InProcessFeatures(target, layers), "cpu")(rows)
     step = DraftStep(draft, target, config, torch.device("cpu"))
     for i in range(50):
-        loss, statistics = step(micro, row_generators(i, "test", range(len(rows)), torch.device("cpu")))
+        loss, statistics = step(micro, row_generators(i, "test", range(len(rows))))
         (loss / statistics.weight).backward()
         optimizer.step()
         optimizer.zero_grad()

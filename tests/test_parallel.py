@@ -200,11 +200,10 @@ def test_held_out_rows_count_once_and_every_rank_has_as_many_micro_batches(world
 
 
 def test_anchors_belong_to_a_row_not_to_a_rank(config):
-    cpu = torch.device("cpu")
-    alone = [torch.rand(3, generator=g) for g in row_generators(0, "train", range(4, 8), cpu)]
-    shared = [torch.rand(3, generator=g) for p in (4, 6) for g in row_generators(0, "train", range(p, p + 2), cpu)]
+    alone = [torch.rand(3, generator=g) for g in row_generators(0, "train", range(4, 8))]
+    shared = [torch.rand(3, generator=g) for p in (4, 6) for g in row_generators(0, "train", range(p, p + 2))]
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
-    other = row_generators(0, "validation", range(4, 5), cpu)[0]
+    other = row_generators(0, "validation", range(4, 5))[0]
     assert not torch.equal(alone[0], torch.rand(3, generator=other))
 
 
@@ -240,7 +239,7 @@ def _gradients(settings, path):
         source = open_source(settings, trainer.target, trainer.draft.config.target_layer_ids)
         prepare = MicroBatchPreparer(source, "cpu")
         for index in range(2):
-            generators = row_generators(0, "train", range(1), ALONE.device)
+            generators = row_generators(0, "train", range(1))
             weighted, _ = step(prepare([trainer.data.training[index]]), generators)
             weighted.backward()
         return {name: p.grad for name, p in trainer.draft.named_parameters()}

@@ -149,7 +149,7 @@ def _measure(
     step = DraftStep(draft, target, config, target.device)
     statistics = []
     for index, row in enumerate(rows):
-        generators = row_generators(seed, "layers", range(index, index + 1), target.device)
+        generators = row_generators(seed, "layers", range(index, index + 1))
         statistics.append(step(prepare([row]), generators)[1])
         bar.update()
     return statistics

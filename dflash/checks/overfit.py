@@ -187,7 +187,7 @@ def _training(
     for step in range(settings.max_steps):
         set_learning_rate(optimizers, settings.lr * min(1.0, (step + 1) / _WARM_UP_STEPS))
         weighted, statistics = run_step(
-            features, row_generators(settings.seed, "overfit", range(step, step + 1), target.device)
+            features, row_generators(settings.seed, "overfit", range(step, step + 1))
         )
         weighted.backward()
         scale_and_clip(draft, 1 / statistics.weight.clamp(min=1e-12), config.optimizer.clip)

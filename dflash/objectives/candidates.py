@@ -47,8 +47,8 @@ class CandidateSampler:
         return len(self._log_count)
 
     def draw(self, generator: torch.Generator | None = None) -> Candidates:
-        """The frequent tokens and fresh others; the generator is on the ids' device."""
-        keys = torch.rand(len(self._rest), device=self._rest.device, generator=generator)
+        """The frequent tokens and fresh others; the same for the same generator, wherever the ids are."""
+        keys = torch.rand(len(self._rest), generator=generator).to(self._rest.device)
         others = self._rest[keys.topk(self._drawn, sorted=False).indices.sort().values]
         first = len(self._frequent)
         column = self._column.clone()

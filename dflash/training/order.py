@@ -86,9 +86,13 @@ def validation_portions(rows: Sequence[Row], size: int, rank: int, world_size: i
     return found
 
 
-def row_generators(seed: int, purpose: str, positions: range, device: torch.device) -> list[torch.Generator]:
-    """One generator per row, seeded by what it is for and by the row's position."""
-    return [torch.Generator(device).manual_seed(_mixed(f"{purpose} {seed} {p}")) for p in positions]
+def row_generators(seed: int, purpose: str, positions: range) -> list[torch.Generator]:
+    """One generator per row, seeded by what it is for and by the row's position.
+
+    They are on the CPU, which draws one number after the other: a row's anchors then depend neither on the device nor
+    on how far the row is padded.
+    """
+    return [torch.Generator().manual_seed(_mixed(f"{purpose} {seed} {p}")) for p in positions]
 
 
 def total_steps(config: TrainConfig, num_rows: int) -> int:

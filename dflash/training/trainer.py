@@ -206,7 +206,7 @@ class Trainer:
         for index in range(self.order.accumulation):
             portion, micro = next(micro_batches)
             sync_gradients(self.draft, index == self.order.accumulation - 1)
-            generators = row_generators(self.config.run.seed, "train", portion.positions, self.device)
+            generators = row_generators(self.config.run.seed, "train", portion.positions)
             weighted, statistics = self.step(micro, generators)
             weighted.backward()
             pooled = statistics if pooled is None else pooled + statistics
@@ -239,7 +239,7 @@ class Trainer:
         portions = validation_portions(self.data.validation, run.micro_batch_size, world.rank, world.size)
         with self.average.applied() if self.average else nullcontext():
             for portion, counts in portions:
-                generators = row_generators(run.seed, "validation", portion.positions, self.device)
+                generators = row_generators(run.seed, "validation", portion.positions)
                 _, statistics = self.step(self._prepare(portion)[1], generators)
                 if not counts:
                     statistics = BlockStatistics(*(0 * values for values in statistics.tensors()))
