@@ -401,6 +401,22 @@ def test_closing_does_not_wait_for_servers_that_hang(launch, open_source, monkey
     hanging.set()
 
 
+def test_a_fault_of_the_fetcher_itself_ends_the_calls_that_wait(launch, open_source, monkeypatch):
+    def fail(self):
+        raise OSError("out of file descriptors, say")
+
+    gate = threading.Event()
+    source = open_source(launch(lambda number, request: "answer" if gate.wait(10) else "answer"))
+    monkeypatch.setattr(fetcher, "_DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(fetcher.Fetcher, "_sweep_late", fail)
+    monkeypatch.setattr(fetcher, "_SWEEP_EVERY", 0.05)
+    with pytest.raises(OSError, match="file descriptors"):
+        until(lambda: source(rows(1)) is None, seconds=10)
+    with pytest.raises(RuntimeError, match="closed"):
+        source(rows(1))
+    gate.set()
+
+
 def test_what_comes_after_its_time_is_asked_for_again_and_swept(launch, open_source, store, monkeypatch):
     monkeypatch.setattr(fetcher, "_LATE_SECONDS", 0.8)
     monkeypatch.setattr(fetcher, "_SWEEP_EVERY", 0.05)

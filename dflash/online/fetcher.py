@@ -102,9 +102,13 @@ class Fetcher:
         self._given_up: deque[tuple[float, str]] = deque()  # (time, request id): their objects may come late
         self._lock = threading.Lock()
         self._closing = self._ended = False
+        self._reason: Exception = RuntimeError(_CLOSED)  # why there will be no more results
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="feature-reader")
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
+        self._slots = asyncio.Semaphore(settings.in_flight)
+        self._asking: set[asyncio.Task] = set()  # tasks with a request at a server
+        self._client = CaptureClient(settings.in_flight, settings.answer_seconds)
         # A daemon, so that a consumer that forgets to close cannot keep the process alive.
         self._thread = threading.Thread(target=self._run, name="feature-fetcher", daemon=True)
         self._thread.start()
@@ -159,44 +163,39 @@ class Fetcher:
         """Have the loop's thread do something."""
         with self._lock:
             if self._closing or self._ended:
-                raise RuntimeError(_CLOSED)
+                raise RuntimeError(_CLOSED) from self._reason
             self._loop.call_soon_threadsafe(action)
 
     def _run(self) -> None:
-        error: BaseException = RuntimeError(_CLOSED)
         try:
             self._loop.run_until_complete(self._serve())
-        except BaseException as failure:
-            error = failure
-        finally:
-            with self._lock:
-                self._ended = True
-            for ticket in list(self._tickets):  # nobody may wait for ever
-                ticket.result.set_exception(error)
-            self._tickets.clear()
-            self._loop.close()
+        except Exception as error:  # a fault of ours: whoever waits has to know
+            self._reason = error
+        with self._lock:
+            self._ended = True
+        self._loop.run_until_complete(self._cancel_all())
+        self._loop.run_until_complete(self._client.close())
+        self._loop.close()
 
     async def _serve(self) -> None:
-        self._slots = asyncio.Semaphore(self._settings.in_flight)
-        self._asking: set[asyncio.Task] = set()  # tasks with a request at a server
-        self._client = CaptureClient(self._settings.in_flight, self._settings.answer_seconds)
-        try:
-            while not self._stop.is_set():
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), _SWEEP_EVERY)
-                await self._loop.run_in_executor(self._readers, self._sweep_late)
-            await self._wind_up({ticket.task for ticket in self._tickets})
-        finally:
-            await self._client.close()
-
-    async def _wind_up(self, tasks: set[asyncio.Task]) -> None:
-        for task in tasks - self._asking:
-            task.cancel()
+        while not self._stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _SWEEP_EVERY)
+            await self._loop.run_in_executor(self._readers, self._sweep_late)
+        for ticket in self._tickets:
+            if ticket.task not in self._asking:
+                ticket.task.cancel()
         if self._asking:  # with its answer a server says that its objects are written, and so can be swept
             await asyncio.wait(self._asking, timeout=_DRAIN_SECONDS)
+
+    async def _cancel_all(self) -> None:
+        """End every task; nobody waits for ever."""
+        await asyncio.sleep(0)  # what was submitted in the last moment becomes a task
+        tasks = [ticket.task for ticket in self._tickets]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # the callbacks that settle their tickets
 
     def _begin(self, ticket: Ticket) -> None:
         self._tickets.add(ticket)
@@ -210,7 +209,7 @@ class Fetcher:
     def _end(self, ticket: Ticket, task: asyncio.Task) -> None:
         self._tickets.discard(ticket)
         if task.cancelled():
-            ticket.result.set_exception(RuntimeError(_CLOSED))
+            ticket.result.set_exception(self._reason)
         elif task.exception() is not None:
             ticket.result.set_exception(task.exception())
         else:
