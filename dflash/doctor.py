@@ -159,7 +159,9 @@ def _engines() -> Iterator[Finding]:
     environment = EngineEnvironment.at()
     name = f"engines ({environment.device})"
     if environment.is_installed:
-        detail = f"SGLang {SGLANG_VERSION} with the capture plugin ({environment.folder}); dflash engines check proves it"
+        detail = (
+            f"SGLang {SGLANG_VERSION} with the capture plugin ({environment.folder}); dflash engines check proves it"
+        )
         yield Finding(name, "ok", detail)
     elif environment.python.is_file():
         detail = f"in {environment.folder}: not complete, or with the plugin of another version"

@@ -106,7 +106,9 @@ def test_exactly_one_of_mooncakes_wheels_is_right(monkeypatch, installed, status
     names = {f"mooncake-transfer-engine{suffix}" for suffix in installed}
     real = doctor.installed_version
     monkeypatch.setattr(
-        doctor, "installed_version", lambda name: "0.3.13" if name in names else None if "mooncake" in name else real(name)
+        doctor,
+        "installed_version",
+        lambda name: "0.3.13" if name in names else None if "mooncake" in name else real(name),
     )
     found = finding("mooncake")
     assert found.status == status and found.remedy.startswith(remedy)

@@ -267,7 +267,10 @@ def proven(report: dict | None) -> dict:
     [
         (None, "without the capture plugin"),
         ({"missing_hooks": ["a.b"]}, "finds no a.b"),
-        ({"missing_hooks": [], "layer_ids": [1], "store_last_hidden_states": False, "store": "m:1"}, r"layer_ids = \[1\]"),
+        (
+            {"missing_hooks": [], "layer_ids": [1], "store_last_hidden_states": False, "store": "m:1"},
+            r"layer_ids = \[1\]",
+        ),
     ],
 )
 def test_a_server_without_proof_is_refused(monkeypatch, report, words):
@@ -279,10 +282,10 @@ def test_a_server_without_proof_is_refused(monkeypatch, report, words):
 def test_prompts_whose_last_token_only_is_wanted_go_sglangs_own_way():
     calls = []
     mode = SimpleNamespace(is_full=lambda: False)
+    given = {"hidden_state_offset": 4, "extend_input_len": 3, "store": True, "capture_hidden_mode": mode}
     taken = capture_plugin.take_rows(
-        lambda processor, **given: calls.append(given) or 5,
-        None, req=request(3), logits_output=None, hidden_state_offset=4, extend_input_len=3, store=True, capture_hidden_mode=mode,
-    )  # fmt: skip
+        lambda processor, **passed: calls.append(passed) or 5, None, req=request(3), logits_output=None, **given
+    )
     assert taken == 5 and calls[0]["capture_hidden_mode"] is mode
 
 
@@ -290,7 +293,11 @@ def test_prompts_whose_last_token_only_is_wanted_go_sglangs_own_way():
     ("arguments", "error", "words"),
     [
         ({"return_aux_hidden_state_layer_ids": None, "disable_radix_cache": True}, RuntimeError, "layer-ids"),
-        ({"return_aux_hidden_state_layer_ids": [1], "disable_radix_cache": False}, RuntimeError, "--disable-radix-cache"),
+        (
+            {"return_aux_hidden_state_layer_ids": [1], "disable_radix_cache": False},
+            RuntimeError,
+            "--disable-radix-cache",
+        ),
         ({"return_aux_hidden_state_layer_ids": [1], "disable_radix_cache": True}, UserError, "master|Mooncake"),
     ],
 )

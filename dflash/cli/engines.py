@@ -17,8 +17,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     install = actions.add_parser(
         "install",
         help="build the environment, or bring it up to date",
-        description="Build the environment: about 3 GB and 2 minutes for a CPU. Running it again is quick, and completes "
-        "what was interrupted. The CUDA form has not been run yet.",
+        description="Build the environment: about 3 GB and 2 minutes for a CPU. Running it again is quick, and "
+        "completes what was interrupted. The CUDA form has not been run yet.",
     )
     _add_place(install)
     install.add_argument(
@@ -28,8 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     check = actions.add_parser(
         "check",
         help="prove that SGLang, Mooncake and the plugin work in it",
-        description="Start the environment's Python, import the engines and load the plugin as a server does. Exits with "
-        "1 when something does not work.",
+        description="Start the environment's Python, import the engines and load the plugin as a server does. Exits "
+        "with 1 when something does not work.",
     )
     _add_place(check)
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -57,7 +57,9 @@ def run_check(args: argparse.Namespace) -> int:
     found = environment.probe()
     faults = environment.faults(found)
     if args.json:
-        print(json.dumps({"folder": str(environment.folder), "usable": not faults, "faults": faults, **found}, indent=2))
+        print(
+            json.dumps({"folder": str(environment.folder), "usable": not faults, "faults": faults, **found}, indent=2)
+        )
     else:
         print(f"{environment.folder}")
         for name in ("python", "sglang", "torch", "transformers", "mooncake", "dflash-workbench"):

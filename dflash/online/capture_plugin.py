@@ -51,7 +51,9 @@ def start(_result: None, scheduler: Any, server_args: Any, *_args, **_kwargs) ->
     if not _layer_ids:
         raise RuntimeError("captures need --enable-return-aux-hidden-states and --return-aux-hidden-state-layer-ids")
     if not server_args.disable_radix_cache:
-        raise RuntimeError("captures need --disable-radix-cache: tokens found in the cache are not computed, so not captured")
+        raise RuntimeError(
+            "captures need --disable-radix-cache: tokens found in the cache are not computed, so not captured"
+        )
     writer = None
     if _attention_rank(scheduler) == 0:
         store = MooncakeStore.connect(
@@ -102,7 +104,8 @@ def stream_output(original: Any, streamer: Any, reqs: list, return_logprob: bool
     ready = [
         req
         for req in reqs
-        if req is skip_req or not _capture.hold(req, lambda req=req: stream_output(original, streamer, [req], return_logprob))
+        if req is skip_req
+        or not _capture.hold(req, lambda req=req: stream_output(original, streamer, [req], return_logprob))
     ]
     if ready or not reqs:
         original(streamer, ready, return_logprob, skip_req)

@@ -64,7 +64,8 @@ def require_capture(url: str, store: MooncakeStore, timeout: float = 60.0) -> No
         "rid": f"{key_prefix('probe')}{uuid.uuid4().hex}",
     }
     answer = _read(
-        urllib.request.Request(f"{url}/generate", json.dumps(request).encode(), {"Content-Type": "application/json"}), timeout
+        urllib.request.Request(f"{url}/generate", json.dumps(request).encode(), {"Content-Type": "application/json"}),
+        timeout,
     )
     try:
         record = CaptureRecord.from_meta_info(answer["meta_info"])
@@ -93,6 +94,8 @@ def _read(request: urllib.request.Request, timeout: float) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return json.loads(response.read())
     except urllib.error.HTTPError as error:
-        raise UserError(f"{where} answers HTTP status {error.code} to {request.selector}: is it an SGLang server?") from error
+        raise UserError(
+            f"{where} answers HTTP status {error.code} to {request.selector}: is it an SGLang server?"
+        ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"{where} cannot be reached ({error}): start it, or correct the address.") from error

@@ -77,7 +77,9 @@ class CaptureWriter:
             )
             self.totals.held_up_seconds += time.monotonic() - started
             if not room:
-                self._settle(job, failure(f"the queue of captures was full for {_FULL_SECONDS:g} s: the store is too slow"))
+                self._settle(
+                    job, failure(f"the queue of captures was full for {_FULL_SECONDS:g} s: the store is too slow")
+                )
                 return
             self._waiting.append(job)
             self._waiting_bytes += job.bytes

@@ -32,6 +32,10 @@ MOONCAKE_WHEELS: dict[Device, str] = {
 _REQUIREMENTS = Path(__file__).with_name("requirements")
 _NEEDED_BYTES = {"cpu": 5 << 30, "cuda": 20 << 30}  # while it is installed; 2.9 GB are left of the first
 _STAMP = "installed.json"
+_LOG = "install.log"
+_LOCK = ".lock"
+# What an environment's folder may hold before it has a pyvenv.cfg: what an interrupted installation leaves.
+_OWN_NAMES = {"bin", "include", "lib", "lib64", "share", _LOCK, _LOG}
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class EngineEnvironment:
             stamp, wanted = self._stamp(), self._wanted()
             if stamp == wanted:
                 return False
-            installer = Installer(self.python, self.folder / "install.log")
+            installer = Installer(self.python, self.folder / _LOG)
             if stamp.get("packages") != wanted["packages"]:
                 self._require_space()
                 installer.create(python, self.folder)
@@ -120,11 +124,13 @@ class EngineEnvironment:
             )
         if found["mooncake_error"]:
             sentences.append(
-                f"Mooncake cannot be imported ({found['mooncake_error']}): run 'sudo apt-get install libibverbs1 libcurl4 "
-                f"libnuma1', then '{self.install_command}'."
+                f"Mooncake cannot be imported ({found['mooncake_error']}): run 'sudo apt-get install libibverbs1 "
+                f"libcurl4 libnuma1', then '{self.install_command}'."
             )
         if found["plugin_error"]:
-            sentences.append(f"The capture plugin is not active ({found['plugin_error']}): run '{self.install_command}'.")
+            sentences.append(
+                f"The capture plugin is not active ({found['plugin_error']}): run '{self.install_command}'."
+            )
         elif found["dflash-workbench"] != plugin_version(self.device):
             sentences.append(
                 f"The capture plugin is of another version ({found['dflash-workbench']}): run '{self.install_command}'."
@@ -163,12 +169,13 @@ class EngineEnvironment:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"Folder {str(self.folder)!r} cannot be made ({error.strerror}): give another --dir.") from error
-        foreign = {path.name for path in self.folder.iterdir()} - {"bin", "include", "lib", "lib64", "share", "pyvenv.cfg",
-                   "etc", ".lock", "install.log", _STAMP, f"{_STAMP}.partial"}  # fmt: skip
+            raise UserError(
+                f"Folder {str(self.folder)!r} cannot be made ({error.strerror}): give another --dir."
+            ) from error
+        foreign = {path.name for path in self.folder.iterdir()} - _OWN_NAMES
         if foreign and not (self.folder / "pyvenv.cfg").exists():
             raise UserError(f"Folder {str(self.folder)!r} holds something else ({min(foreign)}): give an empty --dir.")
-        with open(self.folder / ".lock", "w") as lock:
+        with open(self.folder / _LOCK, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -176,13 +183,13 @@ class EngineEnvironment:
         free, needed = shutil.disk_usage(self.folder).free, _NEEDED_BYTES[self.device]
         if free < needed:
             raise UserError(
-                f"The engines need {needed / 2**30:.0f} GiB in {str(self.folder)!r}, but only {free / 2**30:.1f} GiB are "
-                "free: make room, or give a --dir on another disk."
+                f"The engines need {needed / 2**30:.0f} GiB in {str(self.folder)!r}, but only {free / 2**30:.1f} GiB "
+                "are free: make room, or give a --dir on another disk."
             )
 
 
 def engines_root() -> Path:
-    """Folder of all environments: `$DFLASH_CACHE/engines`, else `dflash-workbench/engines` in the user's cache folder."""
+    """Folder of all environments: `$DFLASH_CACHE/engines`, else `dflash-workbench/engines` in the user's cache."""
     if explicit := os.environ.get("DFLASH_CACHE"):
         return Path(explicit).absolute() / "engines"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dflash-workbench" / "engines"

@@ -1,6 +1,6 @@
 """Run inside an engines' environment: says as JSON, on the last line of its output, what works there.
 
-    python -I -m dflash.online.environment_probe
+python -I -m dflash.online.environment_probe
 """
 
 import importlib.metadata

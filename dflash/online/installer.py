@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dflash.errors import UserError
+from dflash.online import tether
 
 # pip's words, and what they mean for the user. The first that fits decides.
 _REASONS = (
@@ -20,8 +21,8 @@ _REASONS = (
     ),
     (
         r"requirement (\S+) \(from versions: none\)",
-        "pip's package index cannot be reached, or has no {0} at all: check the network and pip's index, then run the same "
-        "command again",
+        "pip's package index cannot be reached, or has no {0} at all: check the network and pip's index, then run the "
+        "same command again",
     ),
     (
         r"No matching distribution found for (\S+)|Could not find a version that satisfies the requirement (\S+)",
@@ -29,7 +30,9 @@ _REASONS = (
     ),
     (r"Permission denied|Errno 13", "files cannot be written there: give a --dir of your own"),
 )
-_STEPS = re.compile(r"^\s*(Collecting|Downloading|Using cached|Installing collected packages|Building wheel)\b:?\s*(.*)")
+_STEPS = re.compile(
+    r"^\s*(Collecting|Downloading|Using cached|Installing collected packages|Building wheel)\b:?\s*(.*)"
+)
 
 
 class Installer:
@@ -53,8 +56,10 @@ class Installer:
         lines: list[str] = []
         with open(self.log, "a") as log:
             log.write(f"$ {' '.join(command)}\n")
+            # Tied to this process: a pip that outlived it would work on the same files as that of the next try.
+            tied = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *command]
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                tied, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
             try:
                 for line in process.stdout:

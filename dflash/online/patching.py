@@ -75,11 +75,13 @@ class SourcePatch:
         patches = shipped_patches()
         if version not in patches:
             if _as_numbers(version) >= NATIVE:
-                raise UserError(f"SGLang {version} in {str(site_packages)!r} captures without a patch: nothing is to be done.")
+                raise UserError(
+                    f"SGLang {version} in {str(site_packages)!r} captures without a patch: nothing is to be done."
+                )
             known = ", ".join(sorted(patches)) or "none is shipped"
             raise UserError(
-                f"There is no patch for SGLang {version} in {str(site_packages)!r} (there are for: {known}): use one of "
-                f"those, or {'.'.join(map(str, NATIVE))}, which needs none."
+                f"There is no patch for SGLang {version} in {str(site_packages)!r} (there are for: {known}): use one "
+                f"of those, or {'.'.join(map(str, NATIVE))}, which needs none."
             )
         return cls(site_packages, list(parse_patch(patches[version].read_bytes())))
 
@@ -104,7 +106,8 @@ class SourcePatch:
         pending = [file for file in self.files if self._is_patched(file) == back]  # refuses before anything is written
         originals = {self.site_packages / file.path: (self.site_packages / file.path).read_bytes() for file in pending}
         changed = {
-            path: file.change(content, back=back) for file, (path, content) in zip(pending, originals.items(), strict=True)
+            path: file.change(content, back=back)
+            for file, (path, content) in zip(pending, originals.items(), strict=True)
         }
         replaced: list[Path] = []
         try:
@@ -129,7 +132,9 @@ class SourcePatch:
             raise UserError(f"File {str(path)!r} is missing: install this SGLang again, then patch it.")
         found = blob_id(path.read_bytes())
         if found not in (file.before_id, file.after_id):
-            raise UserError(f"File {str(path)!r} was changed by someone else: install this SGLang again, then patch it.")
+            raise UserError(
+                f"File {str(path)!r} was changed by someone else: install this SGLang again, then patch it."
+            )
         return found == file.after_id
 
 

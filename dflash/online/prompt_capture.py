@@ -28,8 +28,8 @@ class _Progress:
 
 
 class PromptCapture:
-    """Gathers, hands over, holds back and releases. Without a writer (on the other ranks of an attention group, which see
-    the same rows) it only keeps SGLang from turning the rows into Python lists."""
+    """Gathers, hands over, holds back and releases. Without a writer (on the other ranks of an attention group, which
+    see the same rows) it only keeps SGLang from turning the rows into Python lists."""
 
     def __init__(self, writer: CaptureWriter | None, *, store_last_hidden_states: bool) -> None:
         self.store_last_hidden_states = store_last_hidden_states
@@ -115,5 +115,5 @@ def _attach(req: Any, progress: _Progress) -> None:
 
 
 def _to_host(rows: torch.Tensor) -> torch.Tensor:
-    """The rows in host memory that nothing overwrites. SGLang's asynchronous copies are pinned and of the batch's own."""
+    """The rows in host memory that nothing overwrites. SGLang's asynchronous copies are pinned, and the batch's own."""
     return rows if rows.device.type == "cpu" and rows.is_pinned() else rows.detach().to("cpu", copy=True)

@@ -43,7 +43,9 @@ def server(environment, master, tiny_target_folder, tmp_path_factory):
 
 
 def settings(target_folder: str) -> ServerSettings:
-    return ServerSettings(target_folder, LAYERS, free_port(), context_length=512, chunked_prefill=CHUNK, cached_tokens=2048)
+    return ServerSettings(
+        target_folder, LAYERS, free_port(), context_length=512, chunked_prefill=CHUNK, cached_tokens=2048
+    )
 
 
 @pytest.fixture
@@ -113,7 +115,9 @@ def prompt(length: int, seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize("length", [1, CHUNK - 1, CHUNK, CHUNK + 1, 4 * CHUNK + 7])
-def test_every_token_of_every_chunk_is_captured_as_transformers_computes_it(server, store, target, exact_target, length):
+def test_every_token_of_every_chunk_is_captured_as_transformers_computes_it(
+    server, store, target, exact_target, length
+):
     tokens = prompt(length, seed=length)
     record = CaptureRecord.from_meta_info(ask(server, tokens, f"length{length}"))
     assert record.layer_ids == LAYERS
@@ -130,7 +134,8 @@ def test_prompts_that_share_a_batch_and_a_beginning_keep_their_own_rows(server, 
     prompts = {f"p{i}": [*beginning, *prompt(i * 29, seed=i)] for i in range(6)}
     answers: dict[str, dict] = {}
     threads = [
-        threading.Thread(target=lambda name=name: answers.update({name: ask(server, prompts[name], name)})) for name in prompts
+        threading.Thread(target=lambda name=name: answers.update({name: ask(server, prompts[name], name)}))
+        for name in prompts
     ]
     for thread in threads:
         thread.start()
@@ -145,7 +150,9 @@ def test_prompts_that_share_a_batch_and_a_beginning_keep_their_own_rows(server, 
 
 
 def test_tokens_generated_behind_the_prompt_are_not_captured(server, store):
-    meta = ask(server, prompt(10, 1), "longer", sampling_params={"max_new_tokens": 20, "temperature": 0, "ignore_eos": True})
+    meta = ask(
+        server, prompt(10, 1), "longer", sampling_params={"max_new_tokens": 20, "temperature": 0, "ignore_eos": True}
+    )
     assert meta["completion_tokens"] == 20
     assert fetch(store, CaptureRecord.from_meta_info(meta))["features"].shape == (10, 96)
 
@@ -216,7 +223,9 @@ def test_a_server_that_captures_something_else_is_refused(server, wanted, words)
 def test_a_server_whose_plugin_was_not_loaded_is_found_out(environment, master, tiny_target_folder, tmp_path):
     variables = VARIABLES | {"SGLANG_PLUGINS": "another"}  # SGLang's own way to leave plugins out
     capture = CaptureSettings(master.address, segment_bytes=SEGMENT)
-    with ServerProcess(settings(tiny_target_folder), capture, environment, tmp_path / "server.log", variables) as process:
+    with ServerProcess(
+        settings(tiny_target_folder), capture, environment, tmp_path / "server.log", variables
+    ) as process:
         with pytest.raises(UserError, match="without the capture plugin"):
             process.wait_ready(START)
         with MooncakeStore.connect(StoreSettings(master.address)) as store:
@@ -227,7 +236,9 @@ def test_a_server_whose_plugin_was_not_loaded_is_found_out(environment, master, 
 def test_the_servers_command_line_for_gpus_and_for_a_cpu():
     cpu = ServerSettings("folder", (1, 9), 30000).arguments()
     assert {"--device=cpu", "--sleep-on-idle", "--disable-radix-cache", "--max-total-tokens=4096"} <= set(cpu)
-    gpu = ServerSettings("org/model", (1, 9), 30000, gpus=(2, 3), memory_fraction=0.8, extra=("--log-level=error",)).arguments()
+    gpu = ServerSettings(
+        "org/model", (1, 9), 30000, gpus=(2, 3), memory_fraction=0.8, extra=("--log-level=error",)
+    ).arguments()
     assert {"--tp-size=2", "--mem-fraction-static=0.8", "--log-level=error"} <= set(gpu)
     assert "--device=cpu" not in gpu and "--max-total-tokens=4096" not in gpu
     for arguments in (cpu, gpu):

@@ -58,7 +58,11 @@ def test_a_plugin_of_another_version_is_replaced_and_nothing_else(environment):
 
 
 def test_an_environment_without_the_plugin_is_found_out(environment):
-    found = {"sglang": "0.5.22", "mooncake_error": "libibverbs.so.1: cannot open", "plugin_error": "SGLang does not load it"}
+    found = {
+        "sglang": "0.5.22",
+        "mooncake_error": "libibverbs.so.1: cannot open",
+        "plugin_error": "SGLang does not load it",
+    }
     faults = environment.faults(found | {"dflash-workbench": None})
     assert len(faults) == 3 and all("dflash engines install" in fault for fault in faults)
     assert "libibverbs1" in faults[1]
@@ -71,7 +75,12 @@ def test_no_environment_at_all_is_one_sentence(tmp_path, capsys):
 
 
 def test_without_network_the_sentence_says_so_and_the_folder_can_be_completed(tmp_path, monkeypatch, capsys):
-    for name, value in (("INDEX_URL", "http://127.0.0.1:9/simple"), ("EXTRA_INDEX_URL", ""), ("FIND_LINKS", ""), ("RETRIES", "1")):
+    for name, value in (
+        ("INDEX_URL", "http://127.0.0.1:9/simple"),
+        ("EXTRA_INDEX_URL", ""),
+        ("FIND_LINKS", ""),
+        ("RETRIES", "1"),
+    ):
         monkeypatch.setenv(f"PIP_{name}", value)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     assert main(["engines", "install", "--device", "cpu", "--dir", str(tmp_path / "e")]) == 2
@@ -98,14 +107,41 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     ("said", "words"),
     [
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),
-        ("WARNING: Retrying ... Temporary failure in name resolution\nERROR: No matching distribution found for x", "network"),
-        ("ERROR: Could not find a version that satisfies the requirement x==1 (from versions: none)", "has no x==1 at all"),
+        (
+            "WARNING: Retrying ... Temporary failure in name resolution\nERROR: No matching distribution found for x",
+            "network",
+        ),
+        (
+            "ERROR: Could not find a version that satisfies the requirement x==1 (from versions: none)",
+            "has no x==1 at all",
+        ),
         ("ERROR: No matching distribution found for sglang==0.5.23", "has no sglang==0.5.23 for this Python"),
         ("ERROR: something new", "something new"),
     ],
 )
 def test_pips_words_become_one_that_a_user_can_act_on(said, words):
     assert words in explain(said.splitlines())
+
+
+def test_pip_ends_with_the_process_that_started_it(tmp_path):
+    program = f"""
+from pathlib import Path
+from dflash.online.installer import Installer
+Installer(Path({str(tmp_path / "pip")!r}), Path({str(tmp_path / "log")!r})).install([], "something slow")
+"""
+    (tmp_path / "pip").write_text(f"#!/bin/sh\necho $$ > {tmp_path / 'pid'}\nexec sleep 60\n")
+    (tmp_path / "pip").chmod(0o755)
+    installing = subprocess.Popen([sys.executable, "-c", program], env={"PYTHONPATH": str(PROJECT.parent)})
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pid = int((tmp_path / "pid").read_text())
+    installing.kill()
+    installing.wait()
+    while Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_command_that_fails_leaves_its_output_in_the_log(tmp_path):

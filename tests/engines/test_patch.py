@@ -22,7 +22,17 @@ def wheel(tmp_path_factory) -> Path:
     """The published wheel, unpacked as pip would."""
     folder = tmp_path_factory.mktemp("wheel")
     # The same file for any Python: it holds no compiled code that matters here.
-    download = ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--python-version=3.11", "-q", "-d", str(folder)]
+    download = [
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--python-version=3.11",
+        "-q",
+        "-d",
+        str(folder),
+    ]
     subprocess.run([sys.executable, *download, f"sglang=={VERSION}"], check=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
         archive.extractall(folder / "unpacked")
@@ -123,7 +133,11 @@ def test_git_applies_the_same_patch_to_the_same_result(installed):
 
 def test_versions_without_a_patch_are_told_what_to_do(tmp_path):
     (tmp_path / "sglang").mkdir()
-    for version, words in (("0.5.23", "without a patch"), ("0.5.24.post1", "without a patch"), ("0.4.9", "no patch for")):
+    for version, words in (
+        ("0.5.23", "without a patch"),
+        ("0.5.24.post1", "without a patch"),
+        ("0.4.9", "no patch for"),
+    ):
         info = tmp_path / f"sglang-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {version}\n")

@@ -1,7 +1,7 @@
 """Modules that can be imported and looked into, but whose functions cannot be called.
 
-SGLang imports `sgl_kernel` and `torchvision` at start, in whatever depth, and calls neither for plain prefill and decode
-of text models on a CPU. The wheel of the first needs a GPU, and the second would bring a CUDA build of torch along.
+SGLang imports `sgl_kernel` and `torchvision` at start, in whatever depth, and calls neither for plain prefill and
+decode of text models on a CPU. The wheel of the first needs a GPU; the second would bring a CUDA build of torch along.
 """
 
 import importlib.abc
