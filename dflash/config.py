@@ -199,9 +199,12 @@ class TrainConfig(_Section):
     @property
     def gamma(self) -> float:
         """Decay of the slot weights: as set, else the paper's values (4, 5, 7 at 8, 10, 16), linear between."""
+        return self.gamma_at(self.draft.block_size)
+
+    def gamma_at(self, size: int) -> float:
+        """The same for blocks of `size` slots: a draft that is continued brings its own."""
         if self.blocks.gamma is not None:
             return self.blocks.gamma
-        size = self.draft.block_size
         return max(1.0, 4 + (size - 8) * 0.5 if size <= 10 else 5 + (size - 10) / 3)
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from dflash.blocks.anchors import candidate_mask, sample_anchors
-from dflash.blocks.attention import ATTENTION_FORMS
+from dflash.blocks.attention import ATTENTION_FORMS, FlexAttention, compiled_flex_attention
 from dflash.blocks.mask import dense_mask, explain, flex_block_mask, mask_predicate, summarise_tiles
 from dflash.blocks.plan import decay_weights, lay_out, plan_blocks
 
@@ -204,3 +205,20 @@ def test_tile_summary_counts_what_the_dense_mask_holds(document_start):
 def test_predicate_broadcasts_over_tensors(plan):
     visible = mask_predicate(plan)(torch.zeros(1, dtype=torch.long), None, torch.tensor([0]), torch.tensor([0]))
     assert visible.dtype == torch.bool
+
+
+def test_flex_attention_is_compiled_once_for_each_of_many_row_lengths_and_never_falls_back():
+    """Torch stops compiling a function behind 8 shapes, silently, unless it is told otherwise."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    kernel, before = compiled_flex_attention(counter), torch._dynamo.config.recompile_limit
+    lengths = [128 * n for n in range(1, 25)]
+    for _ in range(2):
+        for length in lengths:
+            ids = torch.arange(length)[None]
+            attention = FlexAttention(plan_blocks(ids, ids >= 0, block_size=4, num_anchors=32, gamma=4.0))
+            query, key = torch.ones(1, 2, 128, 16), torch.ones(1, 1, length + 128, 16)
+            with torch.no_grad():
+                kernel(query, key, key, block_mask=attention.block_mask, enable_gqa=True)
+    assert counter.frame_count == len(lengths)
+    assert torch._dynamo.config.recompile_limit == before, "other compiled code keeps its limit"

@@ -271,7 +271,81 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(save, monkeypatch
         patch.setattr("dflash.training.checkpoint.shutil.rmtree", lambda p, **o: None if o else refuse(p))
         save(3)
     assert any("step_0000001 could not be removed" in record.message for record in caplog.records)
-    assert [p.name for p in save.store.all()] == ["step_0000001", "step_0000002", "step_0000003"]
+    assert [p.name for p in save.store.all()] == ["step_0000002", "step_0000003"]
+    assert [p.name for p in reopened(save.store)._folder.glob(".step_*")] == [], "it goes when the run is opened again"
+
+
+def reopened(store):
+    return CheckpointStore(store._folder, 2, ALONE)
+
+
+def test_the_best_is_known_when_the_process_dies_before_best_json_is_written(save, monkeypatch):
+    save(1, is_best=True)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dflash.training.checkpoint.write_atomically", die)
+        with pytest.raises(KeyboardInterrupt):
+            save(2, is_best=True)
+    marker = save.store._folder / "best.json"
+    assert json.loads(marker.read_text())["name"] == "step_0000001", "it died between the two"
+    assert save.store.best().name == "step_0000002"
+    save.store = reopened(save.store)
+    assert json.loads(marker.read_text()) == {"name": "step_0000002", "loss": 0.5}
+    for step in range(3, 6):
+        save(step)
+    assert (save.store._folder / "step_0000002").is_dir(), "rotation keeps it"
+
+
+@pytest.mark.parametrize("text", ['{"name": "step_0000009", "loss": 0.1}', '{"na', "[]"])
+def test_a_stale_or_torn_best_json_is_repaired(save, text):
+    save(1, is_best=True)
+    save(2)
+    marker = save.store._folder / "best.json"
+    marker.write_text(text)
+    assert reopened(save.store).best().name == "step_0000001"
+    assert json.loads(marker.read_text())["name"] == "step_0000001"
+
+
+def test_checkpoints_that_do_not_say_what_they_are_leave_it_to_best_json(save):
+    save(1, is_best=True)
+    save(2)
+    for path in save.store.all():
+        record = json.loads((path / "trainer.json").read_text())
+        del record["is_best"]
+        (path / "trainer.json").write_text(json.dumps(record))
+    assert reopened(save.store).best().name == "step_0000001"
+
+
+def test_a_torn_folder_is_no_checkpoint_it_is_written_again_and_swept_when_the_run_is_opened(save):
+    save(1)
+    torn = save.store._folder / "step_0000002"
+    shutil.copytree(save.store._folder / "step_0000001", torn)
+    (torn / "trainer.json").unlink()
+    assert save.store.latest().name == "step_0000001"
+    assert save(2) == torn and save.store.read_state(torn).step == 2
+    (torn / "trainer.json").unlink()
+    assert [p.name for p in reopened(save.store)._folder.glob("*step_*")] == ["step_0000001"]
+
+
+def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_complete(save, monkeypatch):
+    save(1)
+    save(2)
+    rmtree = shutil.rmtree
+
+    def cut_short(path, **options):
+        if path.name.endswith("1"):
+            (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+        rmtree(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dflash.training.checkpoint.shutil.rmtree", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            save(3)
+    assert [p.name for p in save.store.all()] == ["step_0000002", "step_0000003"]
 
 
 def test_a_checkpoint_written_while_training_goes_on_holds_the_weights_of_its_own_step(config, tmp_path):

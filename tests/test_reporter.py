@@ -1,6 +1,7 @@
 """What a run says of itself: heartbeat, log, metrics and the silence of other ranks."""
 
 import json
+import re
 import time
 
 import pytest
@@ -56,6 +57,9 @@ def test_records_and_log_tell_how_the_run_went(config, tmp_path, tiny_target_fol
     assert all(line["tokens_per_s"] > 0 and 0 <= line["data_wait_percent"] <= 100 for line in steps)
     assert all(0.01 < line["memory_gib"] < 1000 for line in steps)
     log = (tmp_path / "run/log.txt").read_text()
+    rate = steps[0]["lr"]
+    assert f"Step 1 of 6: loss {steps[0]['loss']:.4f}, tau~{steps[0]['tau_estimate']:.3f}, lr {rate:.3g}, " in log
+    assert len(re.findall(r"Step \d of 6: .* [\d.e+]+ rows/s, 0:00:\d\d left\.", log)) == 6
     for said in ("Training from step 0 to 6 on 1 rank(s) of cpu: 10 rows, 2 held out.", "Step 3: validation loss",
                  "Checkpoint step_0000006 is complete"):  # fmt: skip
         assert said in log

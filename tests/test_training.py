@@ -114,8 +114,19 @@ def test_a_run_that_continues_a_draft_resumes_even_when_that_draft_is_gone(confi
 def test_a_run_under_way_is_not_trained_twice(config, tmp_path):
     settings = config()
     run = RunFolder.create(tmp_path / "run", settings)
-    with run.locked(), pytest.raises(UserError, match="another process"):
-        train(settings, tmp_path / "run", resume=True, progress=False)
+    before = {p: p.read_bytes() for p in run.path.iterdir() if p.is_file()}
+    other = config(run={"max_steps": 9})
+    for resume in (True, False):
+        with run.locked(), pytest.raises(UserError, match="another process"):
+            train(other, tmp_path / "run", resume=resume, progress=False)
+    (run.path / ".lock").unlink()
+    assert {p: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before, "its files are as they were"
+
+
+def test_resuming_what_is_no_run_creates_nothing(config, tmp_path):
+    with pytest.raises(UserError, match="is no run folder"):
+        train(config(), tmp_path / "run", resume=True, progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_that_grows_never_changes_the_held_out_conversations(config, conversations, tmp_path):
@@ -131,6 +142,113 @@ def test_data_that_grows_never_changes_the_held_out_conversations(config, conver
     assert sorted(item.id for item in data.held_out) == sorted(before)
     assert sorted(name for row in data.validation for name in row.ids) == sorted(before)
     assert not set(before) & {name for row in data.training for name in row.ids} and len(data.training) == 40
+
+
+def test_a_new_run_does_not_take_over_what_a_failed_one_held_out(config, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = write_conversations(tmp_path / "other/talk.jsonl", 30)
+    settings = config(run={"max_steps": 1}, metrics={"decode_every": 1, "decode_prompts": str(tmp_path / "none")})
+    with pytest.raises(UserError, match="none"):
+        train(settings, tmp_path / "run", progress=False)
+    assert (tmp_path / "run/validation_ids.json").is_file()
+    train(config(run={"max_steps": 1}, data={"train": [other], "validation_size": 25}), tmp_path / "run", progress=False)
+    assert len(json.loads((tmp_path / "run/validation_ids.json").read_text())) == 25
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"validation_size": 3}, "validation_size = 3, but run .* holds out 2 .*set data.validation_size=2"),
+        ({"train": ["OTHER"]}, r"holds out 2 conversations \(validation_ids.json\), of which .* has 0: resume with"),
+        ({"train": ["HELD"], "validation_size": 2}, "Only 2 usable conversations that differ"),
+    ],
+)
+def test_data_that_does_not_fit_what_the_run_holds_out_is_refused(config, conversations, tmp_path, data, said):
+    train(config(run={"max_steps": 1}), tmp_path / "run", progress=False)
+    held = json.loads((tmp_path / "run/validation_ids.json").read_text())
+    lines = [json.loads(line) for line in open(conversations)]
+    mine = [line for line in lines if line["id"] in held]
+    files = {
+        "OTHER": [{**line, "id": f"other {line['id']}"} for line in lines],
+        "HELD": mine,
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
+    data = {k: [str(tmp_path / f"{v[0]}.jsonl")] if k == "train" else v for k, v in data.items()}
+    with pytest.raises(UserError, match=said):
+        train(config(data=data, run={"max_steps": 2}), tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_text_that_is_held_out_is_not_trained_on_under_another_id(config, conversations, tmp_path):
+    lines = open(conversations).read().splitlines()
+    with open(conversations, "a") as file:
+        for line in lines:
+            file.write(json.dumps({**json.loads(line), "id": f"twin {json.loads(line)['id']}"}) + "\n")
+    with open_trainer(config(), tmp_path / "run") as trainer:
+        data = trainer.data
+    held = {tuple(row.input_ids) for row in data.validation}
+    assert len(data.validation) == len(held) == 2
+    assert not held & {tuple(row.input_ids) for row in data.training} and len(data.training) == 20
+    assert "2 conversations are not trained on" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_other_data_with_as_many_rows_is_noticed_on_resume(config, conversations, tmp_path):
+    train(config(), tmp_path / "run", progress=False)
+    held = json.loads((tmp_path / "run/validation_ids.json").read_text())
+    lines = [json.loads(line) for line in open(conversations)]
+    changed = next(line for line in lines if line["id"] not in held)
+    changed["messages"][1]["content"] += " and more"
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log = tmp_path / "run/log.txt"
+    assert "but others" not in log.read_text()
+    train(config(run={"max_steps": 7}), tmp_path / "run", resume=True, progress=False)
+    assert "the training rows are as many as before, but others" in log.read_text()
+
+
+def test_a_continued_draft_is_trained_and_recorded_with_its_own_block_size(config, tmp_path):
+    first = train(config(run={"max_steps": 1}), tmp_path / "first", progress=False)
+    settings = config(run={"max_steps": 1})
+    settings.draft = DraftConfig(init=str(first))
+    assert settings.draft.block_size == 16
+    plans = []
+    with open_trainer(settings, tmp_path / "second") as trainer:
+        plan = trainer.step._plan
+        trainer.step._plan = lambda *arguments: plans.append(plan(*arguments)) or plans[-1]
+        trainer.fit()
+    recorded = load_config(tmp_path / "second/config.yaml")
+    assert (recorded.draft.block_size, recorded.draft.num_hidden_layers, recorded.draft.num_features) == (4, 2, 3)
+    kept = plans[0].weights[plans[0].weights > 0]
+    own, default = config().gamma, settings.gamma
+    assert own != default
+    assert kept.min().item() == pytest.approx(torch.tensor(-2 / own).exp().item()), "the last slot of four"
+
+
+def test_a_shape_given_on_resume_counts_even_where_it_is_the_default(config, tmp_path):
+    train(config(run={"max_steps": 1}), tmp_path / "run", progress=False)
+    for override, has in (("draft.block_size=16", 4), ("draft.num_hidden_layers=5", 2)):
+        again = load_config(tmp_path / "run/config.yaml", [override, "run.max_steps=2"])
+        name, value = override.split("=")
+        with pytest.raises(UserError, match=f"{name} = {value} contradicts .* which has {has}: set {name}={has}"):
+            train(again, tmp_path / "run", resume=True, progress=False)
+        train(config(run={"max_steps": 1}), tmp_path / "run", resume=True, progress=False)
+
+
+def test_candidates_depend_neither_on_anchors_nor_on_who_shares_the_micro_batch(config, tmp_path):
+    drawn = {}
+    for name, blocks, size in (("few", 4, 2), ("many", 8, 2), ("alone", 8, 1)):
+        settings = config(
+            blocks={"num_anchors": blocks},
+            objective={"candidates": 32},
+            run={"max_steps": 1, "micro_batch_size": size},
+        )
+        with open_trainer(settings, tmp_path / name) as trainer:
+            sampler, found = trainer.step._candidates, drawn.setdefault(name, [])
+            draw = sampler.draw
+            sampler.draw = lambda generator: found.append(draw(generator)) or found[-1]
+            trainer.fit()
+    assert torch.equal(drawn["few"][0].ids, drawn["many"][0].ids)
+    first, second = drawn["alone"]
+    assert torch.equal(drawn["many"][0].ids, first.ids) and not torch.equal(first.ids, second.ids)
 
 
 def test_an_existing_run_is_never_overwritten(config, tmp_path):
@@ -212,10 +330,10 @@ def broken(trainer, batches):
     """Features of the given batches (1-based) are not finite."""
     step = trainer.step
 
-    def poisoned(micro, generators):
+    def poisoned(micro, *generators):
         if trainer.draft.training and torch.is_grad_enabled() and trainer.state.batches + 1 in batches:
             micro.features.fill_(float("nan"))
-        return step(micro, generators)
+        return step(micro, *generators)
 
     trainer.step = poisoned
 

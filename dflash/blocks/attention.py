@@ -7,6 +7,7 @@ Each is built once per step and called by every layer with
 and returns [B, heads, N*K, D]. Dropped blocks give zeros.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
@@ -15,6 +16,9 @@ import torch.nn.functional as F
 
 from dflash.blocks.mask import dense_mask, flex_block_mask, sees_context, sees_slot
 from dflash.blocks.plan import BlockPlan
+
+# Rows are padded to multiples of 128 tokens, so rows of 32768 have 256 lengths, with a gradient and without one.
+_MOST_SHAPES = 4096
 
 
 class BlockAttention(Protocol):
@@ -55,7 +59,7 @@ class FlexAttention:
         value = torch.cat([context_value, draft_value], dim=2)
         # Inside a compiled layer the kernel is compiled with it.
         compiled = query.is_cuda and not torch.compiler.is_compiling()
-        kernel = _compiled_flex_attention() if compiled else _flex_attention()
+        kernel = compiled_flex_attention() if compiled else _flex_attention()
         return kernel(query, key, value, block_mask=self.block_mask, enable_gqa=True)
 
 
@@ -118,6 +122,16 @@ def _flex_attention():
     return flex_attention
 
 
-@lru_cache(maxsize=1)
-def _compiled_flex_attention():
-    return torch.compile(_flex_attention(), dynamic=False)
+@lru_cache
+def compiled_flex_attention(compiler: str = "inductor") -> Callable[..., torch.Tensor]:
+    """FlexAttention compiled anew for every shape. Behind its limit, 8, torch would fall back to the form that keeps
+    all scores, without a word; this one knows no such limit in practice, and with `fullgraph` it is an error.
+    """
+    kernel = torch.compile(_flex_attention(), dynamic=False, fullgraph=True, backend=compiler)
+
+    def call(*tensors: torch.Tensor, **options) -> torch.Tensor:
+        # Read when a shape is new; other code that is compiled keeps its own limits.
+        with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES, accumulated_recompile_limit=_MOST_SHAPES):
+            return kernel(*tensors, **options)
+
+    return call

@@ -29,6 +29,7 @@ from dflash.training.draft_start import start_draft
 from dflash.training.optimizer import build_optimizers, scale_and_clip, set_learning_rate
 from dflash.training.order import row_generators
 from dflash.training.step import DraftStep
+from dflash.training.world import World
 
 _WARM_UP_STEPS = 10
 _LEARNT = 0.5  # share of whole blocks right in training from which decoding has to get one right, too
@@ -113,7 +114,7 @@ def check_overfit(
     lesson = _lesson(target, conversation, settings)
     with torch.random.fork_rng(devices=[target.device] if target.device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        draft = start_draft(config, target, [lesson.rendered.input_ids], target.device).train()
+        draft = start_draft(config, target, [lesson.rendered.input_ids], World(0, 1, target.device)).train()
     decoded = DecodedTau(config.metrics, target, [lesson.prompt])
     points: list[OverfitPoint] = []
     with tqdm(total=settings.max_steps, unit="step", desc="overfit", disable=not progress) as bar:

@@ -1,9 +1,10 @@
 """Candidates: the part of the vocabulary from which a training softmax is estimated (sampled softmax, arXiv 1412.2007).
 
 The LM head is the dearest product of a training step on a small machine. Nearly all probability lies on the tokens that
-the data uses; those are always candidates. A few of the others are drawn anew for every row and stand for all of them:
-each counts rest / drawn times in the softmax's sum, so that the sum is right on average. A label is always scored,
-candidate or not, so the draft learns every token and works with the whole head wherever it is decoded.
+the data uses; those are always candidates. A few of the others are drawn anew for every micro-batch, whose rows share
+them, and stand for all of them: each counts rest / drawn times in the softmax's sum, so that the sum is right on
+average. A label is always scored, candidate or not, so the draft learns every token and works with the whole head
+wherever it is decoded.
 
 Shapes: C candidates, V vocabulary.
 """

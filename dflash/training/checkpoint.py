@@ -3,11 +3,12 @@
     checkpoints/step_0001000/
         draft/          the draft in public folder form (bf16); the averaged weights where the run keeps an average
         state/          weights, optimizer and random states of all ranks (torch.distributed.checkpoint, safetensors)
-        trainer.json    step, position in the data, best validation loss
+        trainer.json    step, position in the data, best validation loss, whether this is the checkpoint that has it
         manifest.json   size and checksum of every file above
-    checkpoints/best.json
+    checkpoints/best.json   name and loss of the best one, for readers; the checkpoints themselves decide
 
-All ranks write under a temporary name; when everything is durable, rank 0 renames it. Older ones go only after that.
+All ranks write under a temporary name; when everything is durable, rank 0 renames it. Older ones go only after that,
+and under a temporary name again: whatever dies in between, a folder called step_* is complete.
 Ranks on several machines need a file system that they share.
 """
 
@@ -33,6 +34,7 @@ from dflash.training.world import World
 _LOG = logging.getLogger(__name__)
 _TRAINER_FILE = "trainer.json"
 _BEST_FILE = "best.json"
+_IS_BEST = "is_best"  # in trainer.json
 # What reading or writing may raise that is the disk's or the files' fault.
 _TROUBLE = (OSError, SafetensorError, CheckpointException)
 
@@ -46,6 +48,7 @@ class TrainerState:
     rows: int = 0  # rows consumed; drives the sampler and the anchors
     optimizer: str = ""  # its name, since the states of different optimizers do not fit one another
     training_rows: int = 0  # rows there are; other data is another order
+    training_digest: str = ""  # of their ids and tokens; empty in checkpoints of older versions
     world_size: int = 1  # ranks
     best_loss: float | None = None  # lowest validation loss so far
 
@@ -67,21 +70,22 @@ class CheckpointStore:
         self._folder = folder
         self._keep = keep
         self._world = world
-        if world.is_main:
-            for torn in folder.glob(".step_*"):
-                shutil.rmtree(torn)  # an interrupted save; never complete, so nothing is lost
+        if world.is_main and folder.is_dir():
+            self._sweep()
+            self._mark_best()
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(p for p in self._folder.glob("step_*") if (p / _TRAINER_FILE).is_file())
+        return sorted(filter(_is_complete, self._folder.glob("step_*")))
 
     def latest(self) -> Path | None:
         return self.all()[-1] if self.all() else None
 
     def best(self) -> Path | None:
-        """The checkpoint with the lowest validation loss, if one was marked."""
-        marker = self._folder / _BEST_FILE
-        return self._folder / json.loads(marker.read_text())["name"] if marker.is_file() else None
+        """The checkpoint with the lowest validation loss, if one was saved for it."""
+        marked = self._marked().get("name")
+        losses = {path: _best_loss_in(path, path.name == marked) for path in reversed(self.all())}
+        return min((path for path, loss in losses.items() if loss is not None), key=losses.get, default=None)
 
     def save(self, contents: Contents) -> Path:
         """Write one checkpoint, mark it when it is the best, then remove what rotation allows.
@@ -92,7 +96,7 @@ class CheckpointStore:
         name = f"step_{contents.state.step:07d}"
         final, staging = self._folder / name, self._folder / f".{name}"
         world, group = self._world, self._world.saving
-        if world.on_main(final.exists, group):
+        if world.on_main(lambda: _is_complete(final), group):
             return final  # the same step holds the same state: nothing to write again
         try:
             world.on_main(lambda: self._explaining(name, lambda: self._begin(staging, contents)), group)
@@ -117,7 +121,9 @@ class CheckpointStore:
         damage = next((text for text in found if text), None)
         if damage is None:
             try:
-                return TrainerState(**json.loads((path / _TRAINER_FILE).read_text(encoding="utf-8")))
+                record = json.loads((path / _TRAINER_FILE).read_text(encoding="utf-8"))
+                record.pop(_IS_BEST, None)  # of that checkpoint, not of what follows it
+                return TrainerState(**record)
             except (OSError, ValueError, TypeError) as error:
                 damage = f"{_TRAINER_FILE}: {_last_line(error)}"
         raise UserError(
@@ -149,7 +155,8 @@ class CheckpointStore:
         contents.draft.write(staging / "draft")
 
     def _finish(self, staging: Path, final: Path, contents: Contents, described: list[Entries | OSError]) -> None:
-        (staging / _TRAINER_FILE).write_text(json.dumps(asdict(contents.state)), encoding="utf-8")
+        record = {**asdict(contents.state), _IS_BEST: contents.is_best}
+        (staging / _TRAINER_FILE).write_text(json.dumps(record), encoding="utf-8")
         entries = describe(staging, [staging / _TRAINER_FILE, *(staging / "draft").iterdir()])
         for rank, part in enumerate(described):
             if isinstance(part, OSError):
@@ -162,22 +169,39 @@ class CheckpointStore:
         write_manifest(staging, entries)
         for folder in (staging / "state", staging / "draft", staging):
             _sync_folder(folder)
+        if final.exists():
+            shutil.rmtree(final)  # not complete, as `save` has found
         os.replace(staging, final)
         _sync_folder(self._folder)
-        if contents.is_best:
-            marker = {"name": final.name, "loss": contents.state.best_loss}
-            write_atomically(self._folder / _BEST_FILE, json.dumps(marker))
+        self._mark_best()
         self._rotate()
+
+    def _sweep(self) -> None:
+        """Remove what an interrupted save or removal left; it was never complete or no longer is."""
+        for torn in (*self._folder.glob(".step_*"), *self._folder.glob("step_*")):
+            if not _is_complete(torn) or torn.name.startswith("."):
+                _remove(torn)
+
+    def _mark_best(self) -> None:
+        """Bring the readers' file in line with the checkpoints, of which some may have come or gone without it."""
+        best, marker = self.best(), self._folder / _BEST_FILE
+        if best is None:
+            marker.unlink(missing_ok=True)
+        elif self._marked().get("name") != best.name:
+            write_atomically(marker, json.dumps({"name": best.name, "loss": _best_loss_in(best, True)}))
+
+    def _marked(self) -> dict:
+        try:
+            marker = json.loads((self._folder / _BEST_FILE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return marker if isinstance(marker, dict) else {}
 
     def _rotate(self) -> None:
         best = self.best()
         for old in self.all()[: -self._keep]:
-            if old == best:
-                continue
-            try:
-                shutil.rmtree(old)
-            except OSError as error:
-                _LOG.warning("Old checkpoint %s could not be removed: %s", old, error)
+            if old != best:
+                _remove(old)
 
     def _find_damage(self, path: Path) -> str | None:
         """This rank's share of the files is looked through."""
@@ -205,6 +229,34 @@ class CheckpointStore:
             f"Checkpoint {name} could not be written to {self._folder} ({_last_line(error)}); "
             "the older checkpoints are intact. Free some space and resume."
         )
+
+
+def _is_complete(path: Path) -> bool:
+    """The trainer's file is in every checkpoint; a folder without it is torn."""
+    return (path / _TRAINER_FILE).is_file()
+
+
+def _best_loss_in(path: Path, marked: bool) -> float | None:
+    """Validation loss of a checkpoint that was the best when it was saved, else None.
+
+    Checkpoints of older versions do not say what they are: for them best.json counts (`marked`).
+    """
+    try:
+        record = json.loads((path / _TRAINER_FILE).read_text(encoding="utf-8"))
+        return record["best_loss"] if record.get(_IS_BEST, marked) else None
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        _LOG.warning("%s of checkpoint %s cannot be read, so it is not the best: %s", _TRAINER_FILE, path, error)
+        return None
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, under another name first: cut short, it is not taken for a complete one."""
+    try:
+        hidden = path.with_name(f".{path.name.lstrip('.')}")
+        os.replace(path, hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        _LOG.warning("Old checkpoint %s could not be removed: %s", path, error)
 
 
 def _attempt(work: Callable[[], Entries]) -> Entries | OSError:

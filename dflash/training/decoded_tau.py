@@ -113,5 +113,4 @@ def decoding_copy(draft: DFlashDraft, target: TargetModel) -> DFlashDraft:
         copy = DFlashDraft(draft.config)
     copy.load_state_dict(draft.state_dict())
     copy.vocabulary = draft.vocabulary
-    copy.vocabulary = draft.vocabulary
     return copy.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)

@@ -37,7 +37,7 @@ class DraftExport:
 
     def build(self) -> DFlashDraft:
         """As a draft of its own, to decode with."""
-        with torch.random.fork_rng():  # building a draft draws initial weights
+        with torch.random.fork_rng(devices=[]):  # building a draft draws initial weights
             draft = DFlashDraft(self.config)
         draft.load_state_dict(self.weights)
         draft.vocabulary = self.vocabulary

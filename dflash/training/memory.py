@@ -56,9 +56,14 @@ def shards_of(config: TrainConfig, world_size: int) -> int:
 
 
 def target_bytes(config: TrainConfig, facts: TargetFacts) -> int:
-    """t per weight; with cached features only embedding and LM head are loaded: V*E*t, twice when they are not tied."""
+    """t per weight; where the features come from elsewhere only embedding and LM head are loaded: V*E*t, twice when they
+    are not tied. Rank 0 has all weights nevertheless when it decodes, or starts the draft from the target's layers.
+    """
     size = _BYTES[config.target.dtype]
-    if config.features.source == "cache" or facts.parameters is None:
+    whole = (
+        config.features.source == "in_process" or config.metrics.decode_every is not None or config.draft.init == "warm"
+    )
+    if not whole or facts.parameters is None:
         return facts.vocab_size * facts.hidden_size * size * (1 if facts.tied else 2)
     return facts.parameters * size
 

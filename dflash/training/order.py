@@ -2,6 +2,8 @@
 
 Position p counts the rows that a run consumes, step after step. Which row stands there and which anchors it draws
 depend on the seed and on p alone, so one process and eight ranks train on the same blocks, and resuming is arithmetic.
+The size of micro-batches changes none of that; but `objective.candidates` are drawn once for all rows of a micro-batch,
+by the position of its first row, so with another size other candidates are drawn.
 """
 
 import hashlib

@@ -1,7 +1,10 @@
 """The rows of a run: what it trains on and what it holds out, split by conversation."""
 
+import hashlib
 import logging
 import random
+from array import array
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from dflash.config import TrainConfig
@@ -26,30 +29,67 @@ class RunData:
 def load_run_data(config: TrainConfig, target: TargetModel, run: RunFolder, world: World) -> RunData:
     """Read, render and split the conversations that the config names; every rank gets the same.
 
+    A conversation that reads like a held-out one under another id is neither trained on nor held out a second time.
+
     Raises:
-        UserError: a source cannot be read, or too few usable conversations are left.
+        UserError: a source cannot be read, too few usable conversations are left, or those that the run holds out are
+            not among them.
     """
     loaded = world.main_first(lambda: load_conversations(config.data, target.tokenizer, progress=world.is_main))
     rendered = loaded.rendered
     if loaded.rejects and world.is_main:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in loaded.reasons)
         _LOG.info("%d conversations are left out: %s.", len(loaded.rejects), reasons)
-    size = config.data.validation_size
-    if len(rendered) <= size:
+    texts = [_text(item) for item in rendered]
+    distinct = {text: item.id for text, item in zip(reversed(texts), reversed(rendered), strict=True)}
+    size, sources = config.data.validation_size, ", ".join(config.data.train)
+    if len(distinct) <= size:
         raise UserError(
-            f"Only {len(rendered)} usable conversations in {', '.join(config.data.train)}: more than "
-            f"data.validation_size = {size} are needed."
+            f"Only {len(distinct)} usable conversations that differ are in {sources}: more than data.validation_size = "
+            f"{size} are needed."
         )
     # Chosen once per run, so that data which grows later stays out of them.
-    chosen = world.on_main(lambda: run.held_out_ids(lambda: _draw(rendered, size, config.run.seed)))
+    candidates = [*reversed(distinct.values())]
+    chosen = world.on_main(lambda: run.held_out_ids(lambda: random.Random(config.run.seed).sample(candidates, size)))
     names = set(chosen)
     held_out = [item for item in rendered if item.id in names]
-    training = [item for item in rendered if item.id not in names]
+    _check_held_out(held_out, names, config, run)
+    seen = {text for text, item in zip(texts, rendered, strict=True) if item.id in names}
+    training = [item for text, item in zip(texts, rendered, strict=True) if text not in seen]
+    twins = len(rendered) - len(held_out) - len(training)
+    if twins and world.is_main:
+        _LOG.info("%d conversations are not trained on: they read like held-out ones.", twins)
     return RunData(_rows(training, config), _rows(held_out, config), held_out)
 
 
-def _draw(rendered: list[Rendered], size: int, seed: int) -> list[str]:
-    return [item.id for item in random.Random(seed).sample(rendered, size)]
+def digest(rows: Collection[Row]) -> str:
+    """What tells one set of training rows from another: ids and tokens, in order."""
+    found = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        found.update("\0".join(row.ids).encode() + b"\n")
+        found.update(array("q", row.input_ids).tobytes())
+    return found.hexdigest()
+
+
+def _check_held_out(held_out: list[Rendered], names: Collection[str], config: TrainConfig, run: RunFolder) -> None:
+    """The ids were chosen when the run began; its data and its settings may have changed since."""
+    size = config.data.validation_size
+    if len(names) != size:
+        raise UserError(
+            f"data.validation_size = {size}, but run {str(run.path)!r} holds out {len(names)} conversations since it "
+            f"began: set data.validation_size={len(names)}, or start a new run."
+        )
+    if len(held_out) != size:
+        raise UserError(
+            f"Run {str(run.path)!r} holds out {size} conversations (validation_ids.json), of which "
+            f"{', '.join(config.data.train)} has {len(held_out)}: resume with the data that it began with, or start a "
+            "new run."
+        )
+
+
+def _text(item: Rendered) -> bytes:
+    """Fit for a set: a list of tokens takes many times the memory."""
+    return hashlib.blake2b(array("q", item.input_ids).tobytes(), digest_size=16).digest()
 
 
 def _rows(items: list[Rendered], config: TrainConfig) -> list[Row]:

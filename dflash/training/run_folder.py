@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from dflash.errors import UserError
 from dflash.files import naming, write_atomically
 
 _FAILURE_FILE = ".failure"
+_HELD_OUT_FILE = "validation_ids.json"
 
 
 class RunFolder:
@@ -34,7 +35,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | str, config: TrainConfig) -> "RunFolder":
-        """Start a new run folder.
+        """Start a new run folder; hold its lock (`locked`) where others might use it.
 
         Raises:
             UserError: the folder already holds a run that got somewhere, or cannot be written.
@@ -45,7 +46,9 @@ class RunFolder:
             raise UserError(f"Run folder {str(path)!r} already holds a run: resume it or choose another name.")
         try:
             run.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(run.path / "config.yaml", dump_config(config))
+            # Of a run that failed before its first step: this one may have other data.
+            (run.path / _HELD_OUT_FILE).unlink(missing_ok=True)
+            run.record_config(config)
             write_atomically(run.path / "command.txt", " ".join(sys.argv) + "\n")
             write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         except OSError as error:
@@ -56,25 +59,41 @@ class RunFolder:
     def resume(cls, path: Path | str, config: TrainConfig) -> "RunFolder":
         """Open a run to go on with it; settings that differ from its own are recorded, the old ones kept beside."""
         run = cls(path)
+        run.check_is_run()
         current = run.path / "config.yaml"
-        if not current.is_file():
-            raise UserError(f"{path} is no run folder (it holds no config.yaml).")
         if (old := current.read_text(encoding="utf-8")) != dump_config(config):
             sitting = len(list(run.path.glob("config.before-*.yaml"))) + 1
             write_atomically(run.path / f"config.before-{sitting}.yaml", old)
-            write_atomically(current, dump_config(config))
+            run.record_config(config)
         with open(run.path / "command.txt", "a", encoding="utf-8") as file:
             file.write(" ".join(sys.argv) + "\n")
         return run
 
+    def check_is_run(self) -> None:
+        """
+        Raises:
+            UserError: there is no run in this folder.
+        """
+        if not (self.path / "config.yaml").is_file():
+            raise UserError(f"{self.path} is no run folder (it holds no config.yaml).")
+
+    def record_config(self, config: TrainConfig) -> None:
+        """The settings in force, as they have been resolved so far."""
+        write_atomically(self.path / "config.yaml", dump_config(config))
+
     @contextmanager
-    def locked(self):
-        """Hold the run for this process; the lock goes with the process, however it ends.
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process, before anything is written; the lock goes with the process, however it ends.
 
         Raises:
-            UserError: another process is training in this folder.
+            UserError: another process is training in this folder, or the folder cannot be made.
         """
-        with open(self.path / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"Run folder {str(self.path)!r} could not be written: {error.strerror}.") from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -121,7 +140,7 @@ class RunFolder:
 
     def held_out_ids(self, choose: Callable[[], list[str]]) -> list[str]:
         """Ids of the validation conversations: chosen once per run, so that data that grows later stays out of them."""
-        path = self.path / "validation_ids.json"
+        path = self.path / _HELD_OUT_FILE
         if not path.is_file():
             write_atomically(path, json.dumps(choose()))
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,18 @@
 """How fast a run trains, and how much of that time it waited for data."""
 
 import time
+from dataclasses import dataclass
 
 from dflash.features.prefetch import Prefetcher
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Averages since the last record."""
+
+    tokens_per_s: float
+    seconds_per_batch: float
+    waited: float  # share of the time
 
 
 class SpeedWindow:
@@ -10,7 +20,7 @@ class SpeedWindow:
 
     def __init__(self, micro_batches: Prefetcher) -> None:
         self._micro_batches = micro_batches
-        self._tokens, self._seconds = 0, 0.0
+        self._tokens, self._batches, self._seconds = 0, 0, 0.0
         self._waited = micro_batches.wait_seconds
         self.restart_clock()
 
@@ -23,10 +33,12 @@ class SpeedWindow:
         self._seconds += now - self._clock
         self._clock = now
         self._tokens += tokens
+        self._batches += 1
 
-    def close(self) -> tuple[float, float]:
-        """Tokens per second, and the share of the time spent waiting; begins anew."""
+    def close(self) -> Speed:
+        """The averages; begins anew."""
         waited = self._micro_batches.wait_seconds
-        result = self._tokens / self._seconds, (waited - self._waited) / self._seconds
-        self._tokens, self._seconds, self._waited = 0, 0.0, waited
+        seconds = self._seconds
+        result = Speed(self._tokens / seconds, seconds / self._batches, (waited - self._waited) / seconds)
+        self._tokens, self._batches, self._seconds, self._waited = 0, 0, 0.0, waited
         return result

@@ -38,14 +38,18 @@ class DraftStep:
         self._candidates = candidates
 
     def __call__(
-        self, micro: MicroBatch, generators: Sequence[torch.Generator]
+        self,
+        micro: MicroBatch,
+        generators: Sequence[torch.Generator],
+        drawing: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, BlockStatistics]:
+        """`drawing` draws the candidates of this micro-batch, one set for all its rows; `generators` their anchors."""
         micro.wait()
         plan = self._plan(micro, generators)
         hidden = self._draft_hidden(micro, plan)
         # Validation judges by the whole vocabulary.
         estimated = self._candidates is not None and hidden.requires_grad
-        candidates = self._candidates.draw(generators[0]) if estimated else None
+        candidates = self._candidates.draw(drawing) if estimated else None
         return decayed_cross_entropy(hidden, self._target.lm_head.weight, plan, candidates)
 
     def _plan(self, micro: MicroBatch, generators: Sequence[torch.Generator]) -> BlockPlan:
@@ -58,7 +62,7 @@ class DraftStep:
             batch.loss_mask,
             block_size=self._draft.config.block_size,
             num_anchors=slots,
-            gamma=self._config.gamma,
+            gamma=self._config.gamma_at(self._draft.config.block_size),
             generator=list(generators),
             document_start=batch.document_start,
         )

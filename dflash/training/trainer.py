@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from signal import SIGINT, SIGTERM, signal
 
@@ -23,14 +24,14 @@ from dflash.objectives.cross_entropy import BlockStatistics
 from dflash.target import TargetModel
 from dflash.training.checkpoint import CheckpointStore, Contents, TrainerState
 from dflash.training.decoded_tau import DecodedTau, prompts_for
-from dflash.training.draft_start import resumed_draft, start_draft
+from dflash.training.draft_start import resumed_draft, start_draft, with_shape
 from dflash.training.ema import WeightAverage
 from dflash.training.export import DraftExport
 from dflash.training.optimizer import build_optimizers, scale_and_clip, set_learning_rate
 from dflash.training.order import DataOrder, Portion, row_generators, total_steps, validation_portions
 from dflash.training.parallel import prepare_draft, sync_gradients
 from dflash.training.reporter import Reporter, peak_memory_gib
-from dflash.training.run_data import load_run_data
+from dflash.training.run_data import digest, load_run_data
 from dflash.training.run_folder import RunFolder
 from dflash.training.saver import BackgroundSaver
 from dflash.training.schedule import learning_rate
@@ -50,31 +51,35 @@ def train(config: TrainConfig, run_dir: Path | str, *, resume: bool = False, pro
     Raises:
         UserError: bad data, an existing run without `resume`, a damaged checkpoint, a full disk.
     """
-    with joined(config) as world:
-        opened = RunFolder.resume if resume else RunFolder.create
-        run = RunFolder(world.on_main(lambda: opened(run_dir, config).path))
-        with _locked(run, world):
-            trainer = None
-            try:
-                with Reporter(run, config, world, progress) as reporter:
-                    trainer = Trainer(config, run, world, reporter)
-                    finished = trainer.fit()
-            except BaseException as error:
-                _tell_failure(run, world, trainer.state.step if trainer else None, error)
-                raise
-            if world.is_main:
-                run.set_status("finished" if finished else "stopped", step=trainer.state.step)
-            world.barrier()
-            return trainer.store.latest() / "draft"
+    with joined(config) as world, _opened(config, RunFolder(run_dir), resume, world) as run:
+        trainer = None
+        try:
+            with Reporter(run, config, world, progress) as reporter:
+                trainer = Trainer(config, run, world, reporter)
+                finished = trainer.fit()
+        except BaseException as error:
+            _tell_failure(run, world, trainer.state.step if trainer else None, error)
+            raise
+        if world.is_main:
+            run.set_status("finished" if finished else "stopped", step=trainer.state.step)
+        world.barrier()
+        return trainer.store.latest() / "draft"
 
 
 @contextmanager
-def _locked(run: RunFolder, world: World) -> Iterator[None]:
+def _opened(config: TrainConfig, run: RunFolder, resume: bool, world: World) -> Iterator[RunFolder]:
+    """The run of rank 0, locked before anything in it is written: it may be another process's that is under way."""
     with ExitStack() as stack:
-        world.on_main(lambda: stack.enter_context(run.locked()))
-        if world.is_main:
-            run.forget_failure()
-        yield
+
+        def open_it() -> Path:
+            if resume:
+                run.check_is_run()
+            stack.enter_context(run.locked())
+            opened = RunFolder.resume if resume else RunFolder.create
+            opened(run.path, config).forget_failure()
+            return run.path
+
+        yield RunFolder(world.on_main(open_it))
 
 
 def _tell_failure(run: RunFolder, world: World, step: int | None, error: BaseException) -> None:
@@ -100,7 +105,9 @@ class Trainer:
         self.max_steps = total_steps(config, len(self.data.training))
         texts = [row.input_ids for row in self.data.training]
         if saved is None:
-            self.draft = start_draft(config, self.target, texts, self.device)
+            self.draft = start_draft(config, self.target, texts, world)
+            self.config = config = with_shape(config, self.draft)
+            world.on_main(lambda: run.record_config(config))
         else:
             self.draft = resumed_draft(config, self.target, latest, self.device)
         prepare_draft(self.draft, config, world)
@@ -109,7 +116,10 @@ class Trainer:
         self.average = WeightAverage(self.draft, decay) if decay is not None else None
         self.tensors = TrainingState(self.draft, self.optimizers, self.average, world.rank)
         self.state = TrainerState(
-            optimizer=config.optimizer.name, training_rows=len(self.data.training), world_size=world.size
+            optimizer=config.optimizer.name,
+            training_rows=len(self.data.training),
+            training_digest=digest(self.data.training),
+            world_size=world.size,
         )
         if saved is not None:
             self._restore(latest, saved)
@@ -206,8 +216,10 @@ class Trainer:
         for index in range(self.order.accumulation):
             portion, micro = next(micro_batches)
             sync_gradients(self.draft, index == self.order.accumulation - 1)
-            generators = row_generators(self.config.run.seed, "train", portion.positions)
-            weighted, statistics = self.step(micro, generators)
+            seed = self.config.run.seed
+            generators = row_generators(seed, "train", portion.positions)
+            (drawing,) = row_generators(seed, "candidates", portion.positions[:1])
+            weighted, statistics = self.step(micro, generators, drawing)
             weighted.backward()
             pooled = statistics if pooled is None else pooled + statistics
             tokens += sum(map(len, portion.rows))
@@ -287,8 +299,8 @@ class Trainer:
             self.reporter.metrics({**record, "conversations": names})
             self.reporter.note(f"Batch {state.batches} was skipped: its loss or gradient is not finite.")
         elif state.step % self.config.metrics.log_every == 0:
-            speed, waited = window.close()
-            ranks = self.world.gather((waited, peak_memory_gib(self.device)))
+            speed = window.close()
+            ranks = self.world.gather((speed.waited, peak_memory_gib(self.device)))
             waits, memory = zip(*ranks, strict=True)
             summary = statistics.summary()
             self.reporter.metrics(
@@ -296,12 +308,18 @@ class Trainer:
                     **record,
                     **summary,
                     "tokens": tokens,
-                    "tokens_per_s": speed,
+                    "tokens_per_s": speed.tokens_per_s,
                     "data_wait_percent": 100 * sum(waits) / len(waits),
                     "memory_gib": max(memory),
                 }
             )
             self.reporter.show(loss=f"{summary['loss']:.3f}", tau=f"{summary['tau_estimate']:.2f}")
+            left = timedelta(seconds=round((self.max_steps - state.step) * speed.seconds_per_batch))
+            self.reporter.note(
+                f"Step {state.step} of {self.max_steps}: loss {summary['loss']:.4f}, tau~"
+                f"{summary['tau_estimate']:.3f}, lr {rate:.3g}, "
+                f"{self.config.run.batch_size / speed.seconds_per_batch:.3g} rows/s, {left} left."
+            )
 
     def _record(self, kind: str, **values) -> dict:
         return {"step": self.state.step, "batch": self.state.batches, "kind": kind, **values}
@@ -331,16 +349,24 @@ class Trainer:
                     f"Resuming {latest.name}: {what} is {getattr(now, what)}, it was {getattr(saved, what)}; the run "
                     "goes on, but not bit for bit as it would have."
                 )
-        self.state = replace(saved, world_size=now.world_size, training_rows=now.training_rows)
+        same_number = saved.training_rows == now.training_rows
+        if same_number and saved.training_digest not in ("", now.training_digest):
+            self.reporter.note(
+                f"Resuming {latest.name}: the training rows are as many as before, but others; the run goes on, but "
+                "not as it would have."
+            )
+        self.state = replace(
+            saved,
+            world_size=now.world_size,
+            training_rows=now.training_rows,
+            training_digest=now.training_digest,
+        )
 
     def _load_target(self, fresh: bool) -> TargetModel:
-        """The whole target only where something runs it."""
+        """The whole target only where something runs it: decoding and a warm start are rank 0's."""
         config = self.config
-        whole = (
-            config.features.source == "in_process"
-            or config.metrics.decode_every is not None
-            or (fresh and config.draft.init == "warm")
-        )
+        runs_alone = config.metrics.decode_every is not None or (fresh and config.draft.init == "warm")
+        whole = config.features.source == "in_process" or (self.world.is_main and runs_alone)
         return TargetModel.load(
             config.target.name,
             dtype=config.target.dtype,
