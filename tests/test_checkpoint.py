@@ -179,9 +179,9 @@ def test_behind_a_damaged_checkpoint_the_one_before_it_is_used_only_when_the_use
 def test_a_checkpoint_of_another_draft_or_optimizer_is_not_called_damaged(config, tmp_path):
     train(config(), tmp_path / "run", progress=False)
     with pytest.raises(UserError, match="saved with optimizer 'adamw', the config says 'muon'"):
-        train(config(optimizer={"name": "muon"}), tmp_path / "run", resume=True, progress=False)
+        train(config(optimizer={"name": "muon"}, run={"max_steps": 8}), tmp_path / "run", resume=True, progress=False)
     with pytest.raises(UserError, match=r"draft.num_hidden_layers = 1 contradicts .*step_0000006/draft', which has 2"):
-        train(config(draft={"num_hidden_layers": 1}), tmp_path / "run", resume=True, progress=False)
+        train(config(draft={"num_hidden_layers": 1}, run={"max_steps": 8}), tmp_path / "run", resume=True, progress=False)
 
 
 def test_an_average_that_was_switched_on_later_starts_at_the_weights(config, tmp_path):

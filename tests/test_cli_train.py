@@ -13,8 +13,9 @@ from dflash.errors import UserError
 @pytest.fixture
 def config_file(tiny_target_folder, tmp_path) -> Path:
     talk = tmp_path / "talk.jsonl"
-    messages = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "one two three four"}]
-    talk.write_text("".join(json.dumps({"id": f"c{i}", "messages": messages}) + "\n" for i in range(6)))
+    answer = {"role": "assistant", "content": "one two three four"}
+    talks = [{"id": f"c{i}", "messages": [{"role": "user", "content": f"count {i}"}, answer]} for i in range(6)]
+    talk.write_text("".join(json.dumps(one) + "\n" for one in talks))
     tree = {
         "target": {"name": tiny_target_folder, "dtype": "float32"},
         "draft": {"num_hidden_layers": 1, "num_features": 2, "block_size": 4},

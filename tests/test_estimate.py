@@ -176,3 +176,14 @@ def test_steps_follow_from_epochs_and_counted_conversations():
     assert numbers.tokens == 200 * 200
     unknown = estimate(config, None, 2)
     assert (unknown.steps, unknown.tokens, unknown.draft_parameters, unknown.memory) == (None, None, None, ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "whole"),
+    [({}, False), ({"metrics": {"decode_every": 100}}, True), ({"draft": {"init": "warm"}}, True)],
+    ids=["nothing runs the target", "decoding", "warm start"],
+)
+def test_with_cached_features_the_whole_target_counts_where_something_runs_it(settings, whole):
+    config = make(features={"source": "cache", "cache": "features"}, **settings)
+    parts = {part.name: part.bytes for part in memory_per_rank(config, FACTS, draft_shape(config, FACTS), 2, "cuda")}
+    assert parts["target weights"] == 2 * (FACTS.parameters if whole else 2 * FACTS.vocab_size * FACTS.hidden_size)

@@ -93,7 +93,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_its_metrics_afresh(conf
 def test_another_optimizer_does_not_blame_the_checkpoint(config, tmp_path):
     train(config(), tmp_path / "run", progress=False)
     with pytest.raises(UserError, match="saved with optimizer 'adamw', the config says 'muon'"):
-        train(config(optimizer={"name": "muon"}), tmp_path / "run", resume=True, progress=False)
+        train(config(optimizer={"name": "muon"}, run={"max_steps": 8}), tmp_path / "run", resume=True, progress=False)
 
 
 def test_a_run_that_continues_a_draft_resumes_even_when_that_draft_is_gone(config, tmp_path):
@@ -121,6 +121,20 @@ def test_a_run_under_way_is_not_trained_twice(config, tmp_path):
             train(other, tmp_path / "run", resume=resume, progress=False)
     (run.path / ".lock").unlink()
     assert {p: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before, "its files are as they were"
+
+
+def test_resuming_a_finished_run_loads_nothing_and_says_how_to_go_on(config, tmp_path, monkeypatch):
+    draft = train(config(), tmp_path / "run", progress=False)
+    before = metrics(tmp_path / "run")
+
+    def refuse(*_args, **_options):
+        raise AssertionError("the target was loaded")
+
+    monkeypatch.setattr("dflash.training.trainer.TargetModel.load", refuse)
+    assert train(config(), tmp_path / "run", resume=True, progress=False) == draft
+    assert "Already finished at step 6: give a larger run.max_steps" in (tmp_path / "run/log.txt").read_text()
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", 6) and metrics(tmp_path / "run") == before
 
 
 def test_resuming_what_is_no_run_creates_nothing(config, tmp_path):
@@ -299,7 +313,8 @@ def test_the_drafts_vocabulary_is_in_every_checkpoint_and_survives_a_resumed_run
     a, b = (DFlashDraft.from_pretrained(folder).vocabulary for folder in (first, second))
     assert len(a) == 40 and torch.equal(a, b)
     with pytest.raises(UserError, match="vocabulary_size = 50 contradicts"):
-        train(config(draft={"vocabulary_size": 50}), tmp_path / "run", resume=True, progress=False)
+        settings = config(draft={"vocabulary_size": 50}, run={"max_steps": 8})
+        train(settings, tmp_path / "run", resume=True, progress=False)
 
 
 def test_non_finite_steps_are_logged_with_their_conversations_and_stop_the_run(config, tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 from dflash.config import TrainConfig, parse_config
 from dflash.model.draft import DFlashDraft
+from dflash.training.checkpoint import CheckpointStore
 from dflash.training.reporter import Reporter
 from dflash.training.run_folder import RunFolder
 from dflash.training.trainer import Trainer
@@ -50,7 +51,8 @@ def open_trainer(config: TrainConfig, path: Path):
     """A trainer of one process, to be looked into."""
     run = RunFolder(path) if path.exists() else RunFolder.create(path, config)
     with Reporter(run, config, ALONE, progress=False) as reporter:
-        yield Trainer(config, run, ALONE, reporter)
+        store = CheckpointStore(run.checkpoints, config.checkpoint.keep, ALONE)
+        yield Trainer(config, run, ALONE, reporter, store, store.newest())
 
 
 def metrics(run_dir: Path, kind: str | None = None) -> list[dict]:

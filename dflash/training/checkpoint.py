@@ -111,6 +111,15 @@ class CheckpointStore:
                 shutil.rmtree(staging, ignore_errors=True)  # renamed when all went well
         return final
 
+    def newest(self) -> tuple[Path, TrainerState] | None:
+        """The checkpoint to go on from, looked through, and its state. Every rank calls it.
+
+        Raises:
+            UserError: it is damaged, or of an older version.
+        """
+        path = self._world.on_main(self.latest)
+        return None if path is None else (path, self.read_state(path))
+
     def read_state(self, path: Path) -> TrainerState:
         """The state of a checkpoint whose every file was found to be as it was written.
 

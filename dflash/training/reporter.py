@@ -88,6 +88,11 @@ class Reporter:
         if self._main:
             LOG.info(text)
 
+    def warn(self, text: str) -> None:
+        """A line for log.txt that interrupts the progress bar."""
+        if self._main:
+            LOG.warning(text)
+
     def _write_status(self) -> None:
         with self._lock:
             self._run.set_status("running", **self._where)

@@ -55,15 +55,22 @@ def train(config: TrainConfig, run_dir: Path | str, *, resume: bool = False, pro
         trainer = None
         try:
             with Reporter(run, config, world, progress) as reporter:
-                trainer = Trainer(config, run, world, reporter)
-                finished = trainer.fit()
+                store = CheckpointStore(run.checkpoints, config.checkpoint.keep, world)
+                newest = store.newest()
+                if newest and config.run.max_steps is not None and newest[1].step >= config.run.max_steps:
+                    step, finished = newest[1].step, True
+                    reporter.warn(f"Already finished at step {step}: give a larger run.max_steps to go on.")
+                else:
+                    trainer = Trainer(config, run, world, reporter, store, newest)
+                    finished = trainer.fit()
+                    step = trainer.state.step
         except BaseException as error:
             _tell_failure(run, world, trainer.state.step if trainer else None, error)
             raise
         if world.is_main:
-            run.set_status("finished" if finished else "stopped", step=trainer.state.step)
+            run.set_status("finished" if finished else "stopped", step=step)
         world.barrier()
-        return trainer.store.latest() / "draft"
+        return store.latest() / "draft"
 
 
 @contextmanager
@@ -92,13 +99,20 @@ def _tell_failure(run: RunFolder, world: World, step: int | None, error: BaseExc
 class Trainer:
     """Holds one run's parts; `fit` is the loop over steps."""
 
-    def __init__(self, config: TrainConfig, run: RunFolder, world: World, reporter: Reporter) -> None:
-        self.config, self.run, self.world, self.reporter = config, run, world, reporter
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunFolder,
+        world: World,
+        reporter: Reporter,
+        store: CheckpointStore,
+        newest: tuple[Path, TrainerState] | None,
+    ) -> None:
+        """`newest`: the checkpoint of `store` to go on from, and its state."""
+        self.config, self.run, self.world, self.reporter, self.store = config, run, world, reporter, store
         self.device = world.device
         torch.manual_seed(config.run.seed)
-        self.store = CheckpointStore(run.checkpoints, config.checkpoint.keep, world)
-        latest = world.on_main(self.store.latest)
-        saved = self.store.read_state(latest) if latest else None
+        latest, saved = newest or (None, None)
         self.target = world.main_first(lambda: self._load_target(fresh=saved is None))
         self.data = load_run_data(config, self.target, run, world)
         self.order = DataOrder(self.data.training, config, world.rank, world.size)
