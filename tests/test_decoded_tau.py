@@ -64,6 +64,13 @@ def test_a_draft_in_another_dtype_than_the_target_is_measured_too(tiny_target, d
     assert tau.measure(double) | clock == tau.measure(draft) | clock
 
 
+def test_a_run_that_was_asked_to_stop_does_not_wait_for_all_prompts(tiny_target, draft, prompts):
+    asked = iter([False, False, True, True])
+    config = MetricsConfig(decode_tokens=20, decode_seconds=60)
+    measured = DecodedTau(config, tiny_target, prompts).measure(draft, hurry=lambda: next(asked))
+    assert measured["decoded_complete"] == 0 and 0 < measured["decoded_steps"] <= 3
+
+
 def test_time_stops_it_between_steps_and_it_says_how_many_prompts_were_complete(
     tiny_target, draft, prompts, monkeypatch
 ):

@@ -165,7 +165,8 @@ def test_a_new_run_does_not_take_over_what_a_failed_one_held_out(config, tmp_pat
     with pytest.raises(UserError, match="none"):
         train(settings, tmp_path / "run", progress=False)
     assert (tmp_path / "run/validation_ids.json").is_file()
-    train(config(run={"max_steps": 1}, data={"train": [other], "validation_size": 25}), tmp_path / "run", progress=False)
+    again = config(run={"max_steps": 1}, data={"train": [other], "validation_size": 25})
+    train(again, tmp_path / "run", progress=False)
     assert len(json.loads((tmp_path / "run/validation_ids.json").read_text())) == 25
 
 

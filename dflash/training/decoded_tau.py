@@ -4,7 +4,7 @@ The estimate that comes with the loss judges blocks on given text; this is what 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,12 +30,13 @@ class DecodedTau:
         for prompt in self._prompts:
             check_length(target, len(prompt), config.decode_tokens)
 
-    def measure(self, draft: DFlashDraft) -> dict[str, Any]:
+    def measure(self, draft: DFlashDraft, hurry: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Decode greedily until all prompts are done or `metrics.decode_seconds` have passed (seen between steps).
 
         Args:
             draft: any dtype and device, all its weights on this rank (not sharded). It is copied, never touched, and
                 no random number is drawn, so that training goes on as if nothing had happened.
+            hurry: asked between steps; once it says True, the time is up.
 
         Returns:
             One flat record for the metrics. `decoded_tau` is None when the time allowed no step. It pools all finished
@@ -49,7 +50,7 @@ class DecodedTau:
         complete = tokens = 0
         for prompt in self._prompts:
             stream = engine.decode_draft(prompt, max_new_tokens=self._config.decode_tokens)
-            _run_until(stream, deadline)
+            _run_until(stream, lambda: time.monotonic() >= deadline or hurry())
             trace = stream.trace
             counts += AcceptanceCounts(tuple(trace.accepted_histogram))
             tokens += trace.decoded_tokens
@@ -99,10 +100,10 @@ def _before_last_answer(conversation: Rendered) -> list[int]:
     return conversation.input_ids[:begin]
 
 
-def _run_until(stream: Stream, deadline: float) -> None:
-    """Run a decoding to its end, or close it behind the first step that ends after the deadline."""
+def _run_until(stream: Stream, over: Callable[[], bool]) -> None:
+    """Run a decoding to its end, or close it behind the first step after which its time is over."""
     for _ in stream:
-        if time.monotonic() >= deadline:
+        if over():
             stream.close()
 
 

@@ -21,9 +21,7 @@ from dflash.training.world import World
 _NOT_SHAPE = ("init", "type", "vocabulary_size")  # settings that a draft's own config does not know
 
 
-def start_draft(
-    config: TrainConfig, target: TargetModel, texts: Sequence[list[int]], world: World
-) -> DFlashDraft:
+def start_draft(config: TrainConfig, target: TargetModel, texts: Sequence[list[int]], world: World) -> DFlashDraft:
     """The fp32 draft of a new run, as `draft.init` says.
 
     Args:

@@ -287,7 +287,7 @@ class Trainer:
 
         def measure() -> dict:
             with self._target_in_use:
-                return self.decoding.measure(export.build())
+                return self.decoding.measure(export.build(), hurry=lambda: self._stop_requested)
 
         measured = self.world.on_main(measure)
         self.reporter.metrics(self._record("decode", **measured))
