@@ -181,7 +181,8 @@ def test_a_checkpoint_of_another_draft_or_optimizer_is_not_called_damaged(config
     with pytest.raises(UserError, match="saved with optimizer 'adamw', the config says 'muon'"):
         train(config(optimizer={"name": "muon"}, run={"max_steps": 8}), tmp_path / "run", resume=True, progress=False)
     with pytest.raises(UserError, match=r"draft.num_hidden_layers = 1 contradicts .*step_0000006/draft', which has 2"):
-        train(config(draft={"num_hidden_layers": 1}, run={"max_steps": 8}), tmp_path / "run", resume=True, progress=False)
+        shallow = config(draft={"num_hidden_layers": 1}, run={"max_steps": 8})
+        train(shallow, tmp_path / "run", resume=True, progress=False)
 
 
 def test_an_average_that_was_switched_on_later_starts_at_the_weights(config, tmp_path):

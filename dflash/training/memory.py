@@ -57,7 +57,7 @@ def shards_of(config: TrainConfig, world_size: int) -> int:
 
 def target_bytes(config: TrainConfig, facts: TargetFacts) -> int:
     """t per weight; where the features come from elsewhere only embedding and LM head are loaded: V*E*t, twice when
-    they are not tied. Rank 0 has all weights nevertheless when it decodes, or starts the draft from the target's layers.
+    they are not tied. Rank 0 has all weights all the same when it decodes or starts the draft from the target's layers.
     """
     size = _BYTES[config.target.dtype]
     whole = (
