@@ -89,6 +89,10 @@ QUICK_MISTAKES = {
     "bad override": (["train", "smollm2-135m-cpu", "steps"], ["steps", "section.key=value"]),
     "missing data": (["train", "smollm2-135m-cpu", "data.train=[nowhere.jsonl]"], ["nowhere.jsonl", "synthesize"]),
     "run name with a path": (["train", "smollm2-135m-cpu", "--name", "../x"], ["../x", "--runs"]),
+    "empty run name": (["train", "smollm2-135m-cpu", "--name", ""], ["--name", "empty"]),
+    "name of a resumed run": (["train", "--resume", "nowhere", "--name", "x"], ["--name", "leave it out"]),
+    "folder of a resumed run": (["train", "--resume", "nowhere", "--runs", "runs"], ["--runs", "leave it out"]),
+    "unknown option of train": (["train", "smollm2-135m-cpu", "--fast", "run.seed=1"], ["--fast", "dflash train --help"]),
     "no run to resume": (["train", "--resume", "nowhere"], ["nowhere", "config.yaml"]),
     "missing prompts": (["evaluate", "--prompts", "nowhere.jsonl"], ["nowhere.jsonl", "No such file"]),
     "missing prompts to answer": (

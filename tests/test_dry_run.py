@@ -108,6 +108,13 @@ def test_json_holds_config_and_derived_numbers(config_file, capsys):
     assert plan["notes"] and plan["not_ready"] == []
 
 
+@pytest.mark.parametrize("order", [["--world-size", "2", "CONFIG", "run.seed=5"], ["CONFIG", "--gpus", "2", "run.seed=5"],
+                                   ["run.seed=5", "--gpus", "2", "CONFIG"]])  # fmt: skip
+def test_settings_may_stand_before_and_after_options(config_file, capsys, order):
+    plan = dry_run(capsys, *(config_file if word == "CONFIG" else word for word in order))
+    assert (plan["config"]["run"]["seed"], plan["derived"]["world_size"]) == (5, 2)
+
+
 def test_ranks_come_from_torchrun_unless_given(config_file, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert dry_run(capsys, config_file)["derived"]["world_size"] == 4

@@ -1,6 +1,7 @@
 """Options and checks that several subcommands share. Nothing here imports torch at module level."""
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -30,6 +31,25 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", _Help)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does, but `section.key=value` may stand anywhere, and what is left over is refused here."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        if "overrides" in parsed and not any(word.startswith("-") for word in rest):
+            self._sort_positionals(parsed, rest)
+            rest = []
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return parsed, rest
+
+    def _sort_positionals(self, parsed: argparse.Namespace, rest: list[str]) -> None:
+        """argparse fills positionals only up to the first option; the first that is no setting is the config."""
+        subject = self._get_positional_actions()[0].dest
+        given = [word for word in (getattr(parsed, subject), *parsed.overrides, *rest) if word is not None]
+        plain = next((i for i, word in enumerate(given) if not re.match(r"\w+(\.\w+)*=", word)), None)
+        if plain is not None:
+            setattr(parsed, subject, given.pop(plain))
+            parsed.overrides = given
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"dflash: {message.rstrip('.')}; see '{self.prog} --help'.\n")

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dflash.cli.dry_run import Plan, print_plan
-from dflash.cli.options import assumed_device_type, check_device, whole_number
+from dflash.cli.options import assumed_device_type, check_device, whole_number, words
 from dflash.errors import UserError
 
 if TYPE_CHECKING:
     from dflash.complaints import Complaint
     from dflash.config import TrainConfig
+
+_RUNS = Path("runs")  # compared by identity, to tell the default from the same folder given
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -29,8 +31,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "config", nargs="?", help="YAML file, or the name of a shipped recipe; left out with --resume: the run's own"
     )
     parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="settings that replace the file's")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder that holds the runs")
-    parser.add_argument("--name", help="of the new run's folder; left out, the config's name and the time")
+    parser.add_argument("--runs", type=Path, default=_RUNS, metavar="DIR", help="folder that holds the runs")
+    parser.add_argument("--name", type=words, help="of the new run's folder; left out, the config's name and the time")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="run folder to continue, with its own config")
     plan = parser.add_argument_group("planning")
     plan.add_argument(
@@ -144,6 +146,9 @@ def _fresh(args: argparse.Namespace) -> tuple[Path, list[str], Path]:
 
 def _resumed(args: argparse.Namespace) -> tuple[Path, list[str], Path]:
     """Config file, overrides and folder of a run that goes on."""
+    for option, given in (("--name", args.name is not None), ("--runs", args.runs is not _RUNS)):
+        if given:
+            raise UserError(f"{option} belongs to a new run, and {args.resume} has its folder already: leave it out.")
     # The first positional is an override here, since the run brings its own config.
     overrides = [text for text in (args.config, *args.overrides) if text is not None]
     if args.config is not None and "=" not in args.config:
