@@ -81,6 +81,8 @@ QUICK_MISTAKES = {
     "cold": (["generate", "--prompt", "x", "--temperature", "-1"], ["--temperature", "'-1'"]),
     "hot": (["generate", "--prompt", "x", "--temperature", "nan"], ["--temperature", "'nan'"]),
     "unknown rule": (["generate", "--prompt", "x", "--rule", "luck"], ["luck", "rejection"]),
+    "rule without sampling": (["generate", "--prompt", "x", "--rule", "rejection"], ["--rule", "temperature 0"]),
+    "seed without sampling": (["generate", "--prompt", "x", "--seed", "3"], ["--seed", "temperature 0"]),
     "unknown option": (["generate", "--prompt", "x", "--speed", "fast"], ["--speed"]),
     "nothing to answer": (["synthesize", "--out", "out.jsonl"], ["--prompts", "--dataset", "--self-instruct"]),
     "no config": (["train"], ["smollm2-135m-cpu"]),

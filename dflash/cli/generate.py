@@ -44,10 +44,11 @@ def run(args: argparse.Namespace) -> int:
     from dflash.decoding.comparison import compare, explain_difference
     from dflash.decoding.prompt import render_prompt
 
+    sampling = sampling_of(args)
     engine = load_engine(args)
     prompt_ids = render_prompt(engine.target, args.prompt, max_new_tokens=args.max_new_tokens)
     engine.warm_up(args.block_size)
-    comparison = compare(engine, prompt_ids, args.max_new_tokens, sampling_of(args), args.block_size)
+    comparison = compare(engine, prompt_ids, args.max_new_tokens, sampling, args.block_size)
     # How the fastest plain decoding parts from the block's shape; a matter of rounding, and of greedy decoding only.
     parting = None
     if comparison.reference:
@@ -74,8 +75,8 @@ def _record(
         "device": str(engine.target.device),
         "threads": torch.get_num_threads(),
         "temperature": args.temperature,
-        "rule": args.rule,
-        "seed": args.seed,
+        "rule": args.rule or "target",
+        "seed": args.seed or 0,
         "max_new_tokens": args.max_new_tokens,
         "block_size": draft.block_size,
         "prompt_tokens": draft.prompt_tokens,

@@ -14,7 +14,11 @@ COMMANDS = (generate, evaluate, synthesize, data, capture, train, check, engines
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line. Each subcommand's module adds its parser, with `run` and `kept` as defaults."""
-    parser = Parser(prog="dflash", description="Train, measure and understand DFlash drafts for speculative decoding.")
+    parser = Parser(
+        prog="dflash",
+        description="Train, measure and understand DFlash drafts for speculative decoding.",
+        epilog="To start: dflash generate --prompt 'Why is the sky blue?'",
+    )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
     for command in COMMANDS:
         command.add_parser(subparsers)

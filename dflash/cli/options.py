@@ -119,10 +119,10 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rule",
         choices=("target", "rejection"),
-        default="target",
-        help="when sampling: accept while the draft equals the target's sample, or full rejection sampling",
+        help="when sampling: accept while the draft equals the target's sample (target, the default), or full "
+        "rejection sampling",
     )
-    group.add_argument("--seed", type=whole_number(0), default=0, help="of the sampling")
+    group.add_argument("--seed", type=whole_number(0), help="of the sampling; left out, 0")
 
 
 def use_machine(args: argparse.Namespace) -> str:
@@ -196,10 +196,18 @@ def check_writable(path: Path) -> None:
 
 
 def sampling_of(args: argparse.Namespace) -> "Sampling":
-    """The `Sampling` that --temperature, --rule and --seed describe."""
+    """The `Sampling` that --temperature, --rule and --seed describe.
+
+    Raises:
+        UserError: a rule or a seed without a temperature, which is greedy and draws nothing.
+    """
+    for option, given in (("--rule", args.rule), ("--seed", args.seed)):
+        if given is not None and args.temperature == 0:
+            raise UserError(f"{option} has no effect at temperature 0, which is greedy: add --temperature, or drop it.")
+
     from dflash.decoding.sampling import Sampling
 
-    return Sampling(temperature=args.temperature, rule=args.rule, seed=args.seed)
+    return Sampling(temperature=args.temperature, rule=args.rule or "target", seed=args.seed or 0)
 
 
 def load_target(args: argparse.Namespace) -> "TargetModel":
