@@ -4,18 +4,23 @@ Importing this module must stay cheap (no torch): bad configurations are refused
 """
 
 import copy
+import os.path
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dflash.complaints import Complaint, from_pydantic, together
 from dflash.config_checks import contradictions
 from dflash.config_effects import idle_defaults, without_effect
 from dflash.errors import UserError
+
+
+# Expanded once, so that checks and readers see the same path.
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class _Section(BaseModel):
@@ -40,7 +45,7 @@ class DraftConfig(_Section):
     vocabulary_size: int | None = Field(
         None, ge=1, description="most frequent tokens of the data that decoding proposes from; default: all"
     )
-    init: str = Field("random", description="'random', 'warm' (from the target's top layers) or a draft folder")
+    init: UserPath = Field("random", description="'random', 'warm' (from the target's top layers) or a draft folder")
 
     @model_validator(mode="after")
     def _layer_ids_agree(self):
@@ -58,7 +63,9 @@ class DraftConfig(_Section):
 
 
 class DataConfig(_Section):
-    train: list[str] = Field(min_length=1, description="conversations: JSONL files, data folders or Hugging Face ids")
+    train: list[UserPath] = Field(
+        min_length=1, description="conversations: JSONL files, data folders or Hugging Face ids"
+    )
     subset: str | None = Field(None, description="configuration of a data set that has several")
     split: str = Field("train", min_length=1, description="of a data set; files have none")
     streaming: bool = Field(False, description="read a data set while training starts, instead of downloading it whole")
@@ -74,7 +81,7 @@ class DataConfig(_Section):
 
 class FeaturesConfig(_Section):
     source: Literal["in_process", "cache"] = Field("in_process", description="where target features come from")
-    cache: str | None = Field(None, description="folder written by `dflash capture`; source: cache only")
+    cache: UserPath | None = Field(None, description="folder written by `dflash capture`; source: cache only")
     prefetch: int | None = Field(
         None, ge=0, description="micro-batches prepared ahead; default: 0 for in_process on a CPU, else 2"
     )
@@ -143,7 +150,9 @@ class MetricsConfig(_Section):
     log_every: int = Field(10, ge=1, description="steps")
     validate_every: int = Field(100, ge=1, description="steps")
     decode_every: int | None = Field(None, ge=1, description="steps between decoded-tau measurements; default: never")
-    decode_prompts: str | None = Field(None, description="prompt file for decoded tau; default: held-out conversations")
+    decode_prompts: UserPath | None = Field(
+        None, description="prompt file for decoded tau; default: held-out conversations"
+    )
     decode_count: int = Field(4, ge=1, description="prompts decoded each time")
     decode_tokens: int = Field(64, ge=1, description="new tokens per decoded prompt")
     decode_seconds: float = Field(60.0, gt=0, description="longest time a measurement may take")

@@ -68,7 +68,10 @@ def _add_leak(gates: argparse._SubParsersAction) -> None:
         "packed rows and padding.",
     )
     parser.add_argument(
-        "--draft", metavar="D", help="a draft folder, or 'fresh'; left out, the shipped one or else a fresh one"
+        "--draft",
+        metavar="D",
+        help="a draft folder, or 'fresh'; left out, the shipped one, but a fresh one where none is shipped or "
+        "--block-size is given",
     )
     parser.add_argument("--block-size", type=whole_number(2), metavar="B", help="of a fresh draft; left out, 8")
     parser.add_argument("--window", type=whole_number(2), metavar="W", help="tokens; left out, the draft's own or 6")
@@ -170,7 +173,8 @@ def _run_leak(args: argparse.Namespace) -> int:
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         report = check_leak(draft, target, windows=windows, seed=args.seed)
     if not args.json:
-        print(_leak_table(report))
+        kind = "fresh, random" if _is_fresh(args, target) else args.draft or "the shipped one"
+        print(f"Draft: {kind}, blocks of {draft.config.block_size}\n{_leak_table(report)}")
     outside, inside = max(case.outside for case in report.cases), min(case.inside for case in report.cases)
     return _conclude(
         args,
@@ -180,17 +184,21 @@ def _run_leak(args: argparse.Namespace) -> int:
     )
 
 
+def _is_fresh(args: argparse.Namespace, target: "TargetModel") -> bool:
+    from dflash.model.loading import SHIPPED_DRAFTS
+
+    shipped = target.name in SHIPPED_DRAFTS
+    return args.draft == "fresh" or (args.draft is None and (args.block_size is not None or not shipped))
+
+
 def _draft_or_fresh(args: argparse.Namespace, target: "TargetModel") -> "DFlashDraft":
     import torch
 
     from dflash.model.config import DFlashConfig
     from dflash.model.draft import DFlashDraft
-    from dflash.model.loading import SHIPPED_DRAFTS, load_draft
+    from dflash.model.loading import load_draft
 
-    fresh = args.draft == "fresh" or (
-        args.draft is None and (args.block_size is not None or target.name not in SHIPPED_DRAFTS)
-    )
-    if not fresh:
+    if not _is_fresh(args, target):
         return load_draft(args.draft, target)
     torch.manual_seed(args.seed)
     features = min(5, max(1, target.num_layers - 3))

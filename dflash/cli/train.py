@@ -89,7 +89,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     from dflash.target_facts import target_facts
     from dflash.training.estimate import estimate
     from dflash.training.preflight import notes, rank_complaints, target_complaints
-    from dflash.training.readiness import machine_complaints
+    from dflash.training.readiness import device_complaints, folder_complaints, machine_complaints
 
     path, overrides, run_dir = _resumed(args) if args.resume else _fresh(args)
     world_size = _world_size(args)
@@ -109,6 +109,11 @@ def _plan(args: argparse.Namespace) -> Plan:
         found["facts"] = facts
         found["estimate"] = estimate(config, facts, world_size, conversations=count, device_type=kind)
         lacking = list(machine_complaints(config, facts, run_dir, found["estimate"]))
+        if args.dry_run:
+            lacking += device_complaints(config)
+        # Of several ranks the first one may have made the folder already.
+        if args.resume is None and _speaks():
+            lacking += folder_complaints(run_dir)
         found["not_ready"] = [complaint.sentence for complaint in lacking]
         return complaints if args.dry_run else complaints + lacking
 

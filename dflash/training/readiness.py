@@ -1,6 +1,7 @@
 """Can this machine start a run? Files, packages and free disk that the config asks for, looked at and not opened."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,15 +23,9 @@ def machine_complaints(
     yield from data_complaints(config, numbers.conversations)
     yield from start_complaints(config, facts)
     if config.features.source == "cache" and config.features.cache is not None:
-        folder = config.features.cache
-        if not (Path(folder).expanduser() / "cache.json").is_file():
-            yield Complaint(
-                ("features.cache",),
-                f"features.cache = {folder!r} is no feature cache (it holds no cache.json): write it with "
-                "`dflash capture`, or set features.source=in_process.",
-            )
+        yield from _cache(config)
     prompts = config.metrics.decode_prompts
-    if prompts is not None and not Path(prompts).expanduser().is_file():
+    if prompts is not None and not Path(prompts).is_file():
         yield Complaint(
             ("metrics.decode_prompts",),
             f"metrics.decode_prompts = {prompts!r} does not exist: give a JSONL file of prompts, or remove it to "
@@ -44,10 +39,58 @@ def machine_complaints(
         yield from _disk(config, run_dir, numbers.disk_bytes)
 
 
+def device_complaints(config: TrainConfig) -> Iterator[Complaint]:
+    """A GPU that seems not to be here, judged by NVIDIA's driver: a guess for planning, torch has the last word."""
+    there = any(Path(sign).exists() for sign in ("/proc/driver/nvidia/version", "/dev/dxg"))
+    if config.run.device.startswith("cuda") and not there:
+        yield Complaint(
+            ("run.device",),
+            f"run.device = {config.run.device!r} needs an NVIDIA driver; none seems to be here: set run.device=auto.",
+        )
+
+
+def folder_complaints(run_dir: Path) -> Iterator[Complaint]:
+    """A new run's folder that is taken or cannot be made."""
+    if (run_dir / "metrics.jsonl").exists() or any((run_dir / "checkpoints").glob("step_*")):
+        yield Complaint(
+            ("run",), f"Run folder {str(run_dir)!r} already holds a run: resume it or choose another name."
+        )
+    there = run_dir.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK) or os.statvfs(there).f_flag & os.ST_RDONLY:
+        yield Complaint(
+            ("run",), f"Run folder {str(run_dir)!r} cannot be made in {str(there)!r}: give another folder with --runs."
+        )
+
+
+def _cache(config: TrainConfig) -> Iterator[Complaint]:
+    """What cache.json alone can tell; weights, tokenizer and texts are compared when the cache is opened."""
+    path = Path(config.features.cache) / "cache.json"
+    again = "write it with `dflash capture`, or set features.source=in_process."
+    if not path.is_file():
+        yield Complaint(
+            ("features.cache",),
+            f"features.cache = {config.features.cache!r} is no feature cache (it holds no cache.json): {again}",
+        )
+        return
+    try:
+        holds = json.loads(path.read_text(encoding="utf-8"))["identity"]
+        wanted = {"dtype": config.target.dtype, "max_length": config.data.max_length}
+        differs = [f"{name} {holds[name]} instead of {value}" for name, value in wanted.items() if holds[name] != value]
+    except (OSError, ValueError, KeyError, TypeError):
+        differs = ["a cache.json that cannot be read"]
+    if differs:
+        yield Complaint(
+            ("features.cache", "data.max_length", "target.dtype"),
+            f"features.cache = {config.features.cache!r} has {' and '.join(differs)}: {again}",
+        )
+
+
 def data_complaints(config: TrainConfig, conversations: int | None) -> Iterator[Complaint]:
     """Sources that are not there or too small; `conversations` is their number where it is known."""
     data = config.data
-    missing = [s for s in data.train if not Path(s).expanduser().exists() and not is_hub_id(s)]
+    missing = [s for s in data.train if not Path(s).exists() and not is_hub_id(s)]
     if missing:
         made = "make JSONL files with `dflash synthesize`, or " if all(map(is_jsonl, missing)) else ""
         yield Complaint(
@@ -69,7 +112,7 @@ def start_complaints(config: TrainConfig, facts: TargetFacts | None) -> Iterator
     init = config.draft.init
     if init in FROM_SCRATCH:
         return
-    folder = Path(init).expanduser()
+    folder = Path(init)
     if not (folder / "config.json").is_file():
         yield Complaint(
             ("draft.init",),

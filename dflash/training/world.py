@@ -102,10 +102,11 @@ def joined(config: TrainConfig) -> Iterator[World]:
         UserError: the device does not fit several ranks, or does not exist.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1 and not config.parallel.cpu_offload:
-        yield World(0, 1, _device(config.run.device, 1))
-        return
     device = _device(config.run.device, size)
+    _refuse_unsuited(config, device)
+    if size == 1 and not config.parallel.cpu_offload:
+        yield World(0, 1, device)
+        return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     mine = not dist.is_initialized()
@@ -121,6 +122,16 @@ def joined(config: TrainConfig) -> Iterator[World]:
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def _refuse_unsuited(config: TrainConfig, device: torch.device) -> None:
+    """What this device cannot do: only now is it known what "auto" stands for, and nothing has been loaded yet."""
+    if device.type != "cpu":
+        return
+    if config.blocks.attention == "flex":
+        raise UserError("blocks.attention = 'flex' has no backward pass on a CPU: set blocks.attention=auto.")
+    if config.parallel.cpu_offload:
+        raise UserError("parallel.cpu_offload = true does nothing on a CPU, where all is in host memory: drop it.")
 
 
 def _device(name: str, size: int) -> torch.device:
