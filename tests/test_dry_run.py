@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -23,6 +25,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def one_process(monkeypatch, tmp_path):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    # Checkpoints of an 8B target's draft take 55 GiB, which the machine under test may not have free.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
 
 
 @pytest.fixture
@@ -203,3 +207,48 @@ def test_planning_modules_do_not_import_torch():
     modules = "config target_facts training.estimate training.preflight training.readiness cli.main cli.dry_run"
     code = f"import sys, {', '.join(f'dflash.{m}' for m in modules.split())}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+
+
+def not_ready(capsys, *arguments) -> list[str]:
+    return dry_run(capsys, *arguments)["not_ready"]
+
+
+def test_a_taken_run_folder_and_one_that_cannot_be_made_are_known_before_the_start(config_file, tmp_path, capsys):
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    assert not_ready(capsys, config_file, "--runs", tmp_path / "runs", "--name", "taken") == []
+    (tmp_path / "runs" / "taken" / "metrics.jsonl").write_text("{}\n")
+    (found,) = not_ready(capsys, config_file, "--runs", tmp_path / "runs", "--name", "taken")
+    assert "already holds a run" in found
+    (found,) = not_ready(capsys, config_file, "--runs", config_file, "--name", "new")
+    assert "cannot be made" in found
+    assert main(["train", str(config_file), "--runs", str(tmp_path / "runs"), "--name", "taken"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_feature_cache_of_another_length_or_dtype_is_known_before_the_start(config_file, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    overrides = ("features.source=cache", f"features.cache={cache}")
+    (found,) = not_ready(capsys, config_file, *overrides)
+    assert "holds no cache.json" in found
+    identity = {"dtype": "bfloat16", "max_length": 64}
+    (cache / "cache.json").write_text(json.dumps({"identity": identity}))
+    assert not_ready(capsys, config_file, *overrides) == []
+    (cache / "cache.json").write_text(json.dumps({"identity": identity | {"max_length": 96}}))
+    (found,) = not_ready(capsys, config_file, *overrides)
+    assert "max_length 96 instead of 64" in found
+    (cache / "cache.json").write_text("{")
+    (found,) = not_ready(capsys, config_file, *overrides)
+    assert "cannot be read" in found
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="an NVIDIA driver is loaded here")
+def test_a_gpu_that_is_not_here_is_said_by_the_dry_run(config_file, capsys):
+    (found,) = not_ready(capsys, config_file, "run.device=cuda")
+    assert "run.device = 'cuda' needs an NVIDIA driver" in found
+
+
+def test_a_home_folder_is_expanded_once_for_every_reader(config_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config(config_file, ["data.train=[~/talk.jsonl]", "draft.init=~/draft"])
+    assert config.data.train == [str(tmp_path / "talk.jsonl")] and config.draft.init == str(tmp_path / "draft")

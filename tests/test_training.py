@@ -373,3 +373,12 @@ def test_warm_start_refuses_another_shape(tiny_target):
     )
     with pytest.raises(UserError, match="gate_proj"):
         warm_start(draft, tiny_target, [1, 2, 3])
+
+
+def test_auto_that_finds_a_cpu_refuses_what_a_cpu_cannot_do_before_loading(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = config(run={"device": "auto"})
+    settings.blocks.attention = "flex"
+    with pytest.raises(UserError, match="blocks.attention = 'flex' has no backward pass on a CPU"):
+        train(settings, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
