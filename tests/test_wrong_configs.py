@@ -4,14 +4,33 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from dflash.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def plenty_of_disk(monkeypatch):
+    """Checkpoints of an 8B target's draft take 55 GiB, which the machine under test may not have free."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+
+
+def test_checkpoints_that_do_not_fit_are_refused_with_both_sizes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 << 30))
+    talk = tmp_path / "talk.jsonl"
+    talk.write_text('{"messages": []}\n' * 9)
+    path = tmp_path / "config.yaml"
+    tree = {"target": {"name": "Qwen/Qwen3-8B"}, "data": {"train": [str(talk)], "validation_size": 2}}
+    path.write_text(yaml.safe_dump(tree))
+    assert main(["train", str(path), "--runs", str(tmp_path / "runs")]) == 2
+    assert re.search(r"checkpoint.keep = 2 takes up to \d+\.\d GiB .* has 2\.0 GiB free", capsys.readouterr().err)
 
 ROOT = Path(__file__).resolve().parent.parent
 
