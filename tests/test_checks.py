@@ -286,7 +286,8 @@ def run(capsys, *arguments):
 
 def test_check_leak_prints_a_table_and_one_json_object(talking_folder, capsys, monkeypatch):
     code, out, _ = run(capsys, "leak", "--target", talking_folder, "--block-size", "4")
-    assert code == 0 and "PASSED: no block reacts" in out and len(out.splitlines()) == 15
+    assert code == 0 and "PASSED: no block reacts" in out and len(out.splitlines()) == 16
+    assert out.startswith("Draft: fresh, random, blocks of 4\n"), "which draft was tested"
     broken(monkeypatch, lambda start, anchor, slot, p, w: p <= anchor)
     code, out, _ = run(capsys, "leak", "--target", talking_folder, "--draft", "fresh", "--block-size", "4", "--json")
     report = json.loads(out)
