@@ -30,6 +30,8 @@ def test_a_port_in_use_is_one_sentence_and_exit_code_2(taken_port, capsys):
         (["--auth", "nopassword"], "USER:PASSWORD"),
         (["--target", " "], "--target"),
         (["--device", "abacus"], "'abacus'"),
+        (["--draft", "/nope"], "'/nope' holds no config.json"),
+        (["--runs", f"{__file__}/runs"], "is a file"),
     ],
 )
 def test_bad_options_are_named(options, named, capsys):

@@ -23,10 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_port(options.host, options.port)
         if not options.target.strip():
             raise UserError(f"The target's name is empty: give --target {EMBEDDED_NAME}, a folder or a Hugging Face id.")
+        check_folders(options.draft, options.runs)
         demo = serve(options, auth)
     except UserError as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("app.py: stopped before it was ready.", file=sys.stderr)
+        return 130
     print(f"DFlash Workbench: {demo.local_url}  (Ctrl+C stops it)", flush=True)
     demo.block_thread()
     return 0
@@ -77,6 +81,18 @@ def check_host(host: str, auth: tuple[str, str] | None) -> None:
             f"--host {host} is open to other machines: add --auth USER:PASSWORD or set ${AUTH_VARIABLE}, "
             "or serve on 127.0.0.1."
         )
+
+
+def check_folders(draft: str, runs: str) -> None:
+    """Refuse a draft that is not there and a runs folder that is a file, before the page says so click by click."""
+    needed = [name for name in ("config.json", "model.safetensors") if not (Path(draft).expanduser() / name).is_file()]
+    if draft and needed:
+        raise UserError(f"--draft {draft!r} holds no {' and no '.join(needed)}: give the folder of a draft.")
+    there = Path(runs).absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"--runs {runs!r} cannot be a folder, since {str(there)!r} is a file: give another one.")
 
 
 def check_port(host: str, port: int) -> None:
