@@ -3,6 +3,8 @@
 import importlib.metadata
 from pathlib import Path
 
+from dflash.errors import UserError
+
 _SOURCE_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 _DISTRIBUTION = "dflash-workbench"
 
@@ -21,8 +23,17 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def resolve_recipe(name: str) -> Path:
-    """A config file by its path, or a shipped recipe by its name; an unknown name is returned as a path."""
+    """A config file by its path, or a shipped recipe by its name.
+
+    Raises:
+        UserError: there is neither; the sentence lists the recipes.
+    """
     path = Path(name).expanduser()
     if path.exists():
         return path
-    return shipped_recipes().get(name.removeprefix("configs/").removesuffix(".yaml"), path)
+    recipes = shipped_recipes()
+    found = recipes.get(name.removeprefix("configs/").removesuffix(".yaml"))
+    if found is None:
+        known = ", ".join(recipes) or "none are installed"
+        raise UserError(f"Config {name!r} is neither a file nor a shipped recipe: give a YAML file or one of {known}.")
+    return found

@@ -86,7 +86,7 @@ QUICK_MISTAKES = {
     "unknown option": (["generate", "--prompt", "x", "--speed", "fast"], ["--speed"]),
     "nothing to answer": (["synthesize", "--out", "out.jsonl"], ["--prompts", "--dataset", "--self-instruct"]),
     "no config": (["train"], ["smollm2-135m-cpu"]),
-    "missing config": (["train", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
+    "missing config": (["train", "nowhere.yaml"], ["nowhere.yaml", "neither a file nor a shipped", "smollm2-135m-cpu"]),
     "unknown setting": (["train", "smollm2-135m-cpu", "run.stpes=3", "--dry-run"], ["run.stpes", "run.max_steps"]),
     "bad override": (["train", "smollm2-135m-cpu", "steps"], ["steps", "section.key=value"]),
     "missing data": (["train", "smollm2-135m-cpu", "data.train=[nowhere.jsonl]"], ["nowhere.jsonl", "synthesize"]),

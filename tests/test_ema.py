@@ -61,7 +61,7 @@ def test_decoding_uses_the_average(config, tmp_path):
     seen = []
     with open_trainer(settings, tmp_path / "run") as trainer:
         measure = trainer.decoding.measure
-        trainer.decoding.measure = lambda draft: (seen.append(draft.state_dict()), measure(draft))[1]
+        trainer.decoding.measure = lambda draft, **how: (seen.append(draft.state_dict()), measure(draft, **how))[1]
         trainer.fit()
         last = {name: tensor.bfloat16().float() for name, tensor in trainer.average.tensors.items()}
     assert len(seen) == 2

@@ -13,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from dflash.embedded import WHEEL_REQUIREMENT
+from dflash.errors import UserError
 from dflash.recipes import resolve_recipe, shipped_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +60,8 @@ def test_a_recipe_is_found_by_name_and_a_path_stays_a_path(tmp_path):
     own = tmp_path / "own.yaml"
     own.touch()
     assert resolve_recipe(str(own)) == own
-    assert resolve_recipe("nowhere/unknown.yaml") == Path("nowhere/unknown.yaml")
+    with pytest.raises(UserError, match="smollm2-135m-cpu"):
+        resolve_recipe("nowhere/unknown.yaml")
 
 
 @pytest.fixture(scope="module")

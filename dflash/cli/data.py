@@ -79,11 +79,10 @@ def _settings(args: argparse.Namespace) -> tuple["DataConfig", str, str | None]:
     """The data section to load, and the name and revision of the target whose tokenizer to use."""
     from dflash.config import DataConfig, load_config
     from dflash.data.sources import is_file
-    from dflash.recipes import resolve_recipe
+    from dflash.recipes import resolve_recipe, shipped_recipes
 
-    recipe = resolve_recipe(args.source)
-    if recipe.suffix in (".yaml", ".yml"):
-        config = load_config(recipe, args.overrides)
+    if args.source.endswith((".yaml", ".yml")) or args.source in shipped_recipes():
+        config = load_config(resolve_recipe(args.source), args.overrides)
         data, target, revision = config.data, config.target.name, config.target.revision
     elif args.overrides:
         raise UserError(f"{args.overrides[0]!r} changes a config, but {args.source!r} is none: use an option instead.")
