@@ -107,9 +107,10 @@ def _layer_ids(config: "TrainConfig", target: "TargetModel") -> list[int]:
     """The layers that the run's draft will ask for."""
     from dflash.model.draft import DFlashDraft
     from dflash.target import default_layer_ids
+    from dflash.training.draft_size import FROM_SCRATCH
 
     draft = config.draft
-    if draft.init not in ("random", "warm"):
+    if draft.init not in FROM_SCRATCH:
         return DFlashDraft.from_pretrained(draft.init).config.target_layer_ids
     return draft.target_layer_ids or default_layer_ids(target.num_layers, draft.num_features)
 

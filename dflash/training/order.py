@@ -16,6 +16,7 @@ from dflash.config import TrainConfig
 from dflash.data.rows import Row
 from dflash.data.sampler import ShuffledSampler
 from dflash.errors import UserError
+from dflash.training.estimate import steps_of
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def total_steps(config: TrainConfig, num_rows: int) -> int:
     """Optimizer steps of the run: `run.max_steps`, or as many as `run.epochs` passes over the rows take."""
     if config.run.max_steps is not None:
         return config.run.max_steps
-    return max(1, -(-round(config.run.epochs * num_rows) // config.run.batch_size))
+    return steps_of(config.run.epochs, num_rows, config.run.batch_size)
 
 
 def _mixed(text: str) -> int:

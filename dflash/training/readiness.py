@@ -14,6 +14,7 @@ from dflash.target_facts import TargetFacts
 from dflash.training.draft_size import FROM_SCRATCH, read_draft_shape
 from dflash.training.estimate import Estimate
 from dflash.training.metrics import check_adapters
+from dflash.training.run_folder import RunFolder
 
 
 def machine_complaints(
@@ -51,10 +52,8 @@ def device_complaints(config: TrainConfig) -> Iterator[Complaint]:
 
 def folder_complaints(run_dir: Path) -> Iterator[Complaint]:
     """A new run's folder that is taken or cannot be made."""
-    if (run_dir / "metrics.jsonl").exists() or any((run_dir / "checkpoints").glob("step_*")):
-        yield Complaint(
-            ("run",), f"Run folder {str(run_dir)!r} already holds a run: resume it or choose another name."
-        )
+    if taken := RunFolder(run_dir).taken():
+        yield Complaint(("run",), taken)
     there = run_dir.absolute()
     while not there.exists():
         there = there.parent

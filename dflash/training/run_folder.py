@@ -33,6 +33,15 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics_file = self.path / "metrics.jsonl"
 
+    def taken(self) -> str | None:
+        """The sentence that refuses a new run here, None where there is room for one.
+
+        A run that failed before its first step (bad data, say) has nothing to lose: its name may be used again.
+        """
+        if self.metrics_file.exists() or any(self.checkpoints.glob("step_*")):
+            return f"Run folder {str(self.path)!r} already holds a run: resume it or choose another name."
+        return None
+
     @classmethod
     def create(cls, path: Path | str, config: TrainConfig) -> "RunFolder":
         """Start a new run folder; hold its lock (`locked`) where others might use it.
@@ -41,9 +50,8 @@ class RunFolder:
             UserError: the folder already holds a run that got somewhere, or cannot be written.
         """
         run = cls(path)
-        # A run that failed before its first step (bad data, say) has nothing to lose: its name may be used again.
-        if run.metrics_file.exists() or any(run.checkpoints.glob("step_*")):
-            raise UserError(f"Run folder {str(path)!r} already holds a run: resume it or choose another name.")
+        if taken := run.taken():
+            raise UserError(taken)
         try:
             run.checkpoints.mkdir(parents=True, exist_ok=True)
             # Of a run that failed before its first step: this one may have other data.
