@@ -131,3 +131,13 @@ def test_only_the_first_rank_tells_how_a_run_ended(config_file, tmp_path, monkey
     arguments = ["train", str(config_file), "run.batch_size=2", "--runs", str(tmp_path), "--name", "elsewhere"]
     assert main(arguments) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_is_named_without_its_folder_is_found_in_the_default_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", "mine"]) == 2
+    assert "give the folder of a run, such as runs/NAME." in capsys.readouterr().err
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/config.yaml").touch()
+    assert main(["train", "--resume", "mine"]) == 2
+    assert "'mine' is no run folder (it holds no config.yaml): give runs/mine." in capsys.readouterr().err

@@ -123,7 +123,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _world_size(args: argparse.Namespace) -> int:
-    for option, given in (("--world-size", args.world_size), ("--json", args.json)):
+    for option, given in (("--world-size/--gpus", args.world_size), ("--json", args.json)):
         if given and not args.dry_run:
             raise UserError(f"{option} only belongs to a dry run: add --dry-run, or leave it out.")
     if args.world_size:
@@ -159,7 +159,9 @@ def _resumed(args: argparse.Namespace) -> tuple[Path, list[str], Path]:
     if args.config is not None and "=" not in args.config:
         raise UserError(f"Run {str(args.resume)!r} has its own config: leave out {args.config!r}.")
     if not (args.resume / "config.yaml").is_file():
-        raise UserError(f"{args.resume} is no run folder (it holds no config.yaml): give one from `{args.runs}`.")
+        there = _RUNS / args.resume.name
+        such = str(there) if (there / "config.yaml").is_file() else f"the folder of a run, such as {_RUNS / 'NAME'}"
+        raise UserError(f"--resume {str(args.resume)!r} is no run folder (it holds no config.yaml): give {such}.")
     return args.resume / "config.yaml", overrides, args.resume
 
 
