@@ -14,10 +14,10 @@ from dflash.blocks.mask import TileSummary, explain, mask_predicate, summarise_t
 from dflash.blocks.plan import BlockPlan, plan_blocks
 from dflash.data.conversations import Conversation
 from dflash.data.template import Rendered, render
+from dflash.decoding.pieces import token_pieces
 from dflash.errors import UserError
 from dflash.model.config import choose_mask_token
 from dflash.target import TargetModel
-from workbench.pieces import token_pieces
 
 TILE = 128
 MAX_TOKENS = 2048

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from dflash.decoding.pieces import PieceDecoder
 from dflash.decoding.trace import Step, Trace
-from workbench.pieces import PieceDecoder
 
 
 class Lane:

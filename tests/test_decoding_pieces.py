@@ -2,7 +2,7 @@
 
 import torch
 
-from workbench.pieces import PieceDecoder, token_pieces
+from dflash.decoding.pieces import PieceDecoder, token_pieces
 
 
 def test_pieces_join_up_to_the_text_across_multibyte_characters(tiny_target):
