@@ -17,9 +17,9 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import logging
 
 from dflash.cache import growing_cache
-from dflash.embedded import EMBEDDED_NAME, ensure_embedded_target
+from dflash.embedded import EMBEDDED_NAME
 from dflash.errors import UserError
-from dflash.hub import hub_is_reachable
+from dflash.target_source import is_local, resolve_target
 
 _ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -35,21 +35,6 @@ class TargetOutput:
 
     logits: torch.Tensor | None
     features: torch.Tensor | None
-
-
-def default_layer_ids(num_layers: int, num_features: int) -> list[int]:
-    """Evenly spread 0-based decoder layers, as the public DFlash checkpoints choose them.
-
-    One feature takes the middle layer; several run from layer 1 to layer L-3.
-    """
-    if num_features == 1:
-        return [num_layers // 2]
-    if num_layers < num_features + 3:
-        raise UserError(
-            f"A target of {num_layers} layers is too shallow to spread {num_features} features over it: "
-            "give the layer ids yourself or ask for fewer."
-        )
-    return [round(1 + i * (num_layers - 4) / (num_features - 1)) for i in range(num_features)]
 
 
 class TargetModel:
@@ -92,7 +77,7 @@ class TargetModel:
         if dtype not in DTYPES:
             raise UserError(f"Unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
         source = resolve_target(name, revision)
-        where = {"local_files_only": _is_local(source), "revision": revision}
+        where = {"local_files_only": is_local(source), "revision": revision}
         config = None
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **where)
@@ -229,41 +214,14 @@ class TargetModel:
                     handle.remove()
 
 
-def resolve_target(name: str, revision: str | None = None) -> str:
-    """The folder or hub id behind a target's name.
-
-    Raises:
-        UserError: there can be no such target, or it is none of those that have revisions.
-    """
-    if not name.strip():
-        raise UserError(f"The target's name is empty: give {EMBEDDED_NAME!r}, a Hugging Face id or a folder.")
-    if name == EMBEDDED_NAME:
-        if revision is not None:
-            raise UserError(f"Target {name!r} has one revision only, not {revision!r}: drop target.revision.")
-        return str(ensure_embedded_target())
-    path = Path(name).expanduser()
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(f"Target folder {name!r} holds no config.json: give the folder that holds the model's files.")
-    if not path.is_dir() and (name.startswith((".", "~", "/")) or name.count("/") > 1):
-        raise UserError(f"Target folder {name!r} does not exist: give {EMBEDDED_NAME!r}, a hub id or a folder.")
-    if path.is_dir() and revision is not None:
-        raise UserError(f"Target {name!r} is a folder, which has no revision {revision!r}: drop target.revision.")
-    return str(path) if path.is_dir() else name
-
-
 def load_target_config(name: str, revision: str | None = None):
     """The target's (text) configuration without its weights."""
     try:
         source = resolve_target(name, revision)
-        where = {"local_files_only": _is_local(source), "revision": revision}
+        where = {"local_files_only": is_local(source), "revision": revision}
         return AutoConfig.from_pretrained(source, **where).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"Target {name!r} could not be read: {_first_sentence(error)}") from error
-
-
-def _is_local(source: str) -> bool:
-    """True for a folder, and for a hub id when only its cached copy can be had."""
-    return Path(source).is_dir() or not hub_is_reachable()
 
 
 def _load_without_layers(source: str, **options) -> nn.Module | None:

@@ -97,6 +97,11 @@ def target_facts(name: str, revision: str | None = None) -> TargetFacts | None:
         ) from error
 
 
+def target_is_here(name: str, revision: str | None = None) -> bool:
+    """Whether the target needs no download: the embedded one, a folder, or a hub target in the local cache."""
+    return name == EMBEDDED_NAME or _config_file(name, revision) is not None
+
+
 def _config_file(name: str, revision: str | None) -> Path | None:
     """config.json of a target that is here already; None for a hub id that is not cached."""
     if name == EMBEDDED_NAME:

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from dflash.blocks.attention import DenseAttention
 from dflash.blocks.plan import lay_out
 from dflash.errors import UserError
+from dflash.layer_ids import default_layer_ids
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
-from dflash.target import default_layer_ids
 
 
 def make_draft(target, **changes) -> DFlashDraft:

@@ -19,7 +19,8 @@ from transformers import (
 
 from dflash.embedded import EMBEDDED_NAME, ensure_embedded_target, find_gguf
 from dflash.errors import UserError
-from dflash.target import TargetModel, default_layer_ids, load_target_config
+from dflash.layer_ids import default_layer_ids
+from dflash.target import TargetModel, load_target_config
 
 SIZES = {
     "vocab_size": 264,

@@ -1,13 +1,10 @@
 """A target's tokenizer without its weights."""
 
-from pathlib import Path
-
 from transformers import AutoTokenizer
 
 from dflash.embedded import EMBEDDED_NAME
 from dflash.errors import UserError
-from dflash.hub import hub_is_reachable
-from dflash.target import resolve_target
+from dflash.target_source import is_local, resolve_target
 
 
 def load_tokenizer(name: str, revision: str | None = None):
@@ -17,9 +14,8 @@ def load_tokenizer(name: str, revision: str | None = None):
         UserError: there is none under that name.
     """
     source = resolve_target(name, revision)
-    local = Path(source).is_dir() or not hub_is_reachable()
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=local)
+        return AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=is_local(source))
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
         raise UserError(

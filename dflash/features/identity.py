@@ -13,7 +13,8 @@ from transformers.utils import cached_file
 
 from dflash.config import TrainConfig
 from dflash.errors import UserError
-from dflash.target import TargetModel, resolve_target
+from dflash.target import TargetModel
+from dflash.target_source import resolve_target
 
 _SAMPLES = 256  # pieces of a weight file that enter its fingerprint
 _SAMPLE_BYTES = 16 << 10

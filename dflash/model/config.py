@@ -1,10 +1,13 @@
 """The draft's configuration and its public `config.json` form, which serving engines read."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dflash.errors import UserError
-from dflash.target import TargetModel, default_layer_ids
+from dflash.layer_ids import default_layer_ids
+
+if TYPE_CHECKING:
+    from dflash.target import TargetModel
 
 ARCHITECTURE = "DFlashDraftModel"
 
@@ -58,7 +61,7 @@ class DFlashConfig:
     @classmethod
     def for_target(
         cls,
-        target: TargetModel,
+        target: "TargetModel",
         *,
         num_hidden_layers: int = 5,
         num_features: int = 5,
@@ -182,7 +185,7 @@ class DFlashConfig:
             raise UserError(f"config.json of the draft lacks {error.args[0]!r}.") from error
 
 
-def choose_mask_token(target: TargetModel) -> int:
+def choose_mask_token(target: "TargetModel") -> int:
     """An embedding row that text never produces.
 
     The first row behind the tokenizer's vocabulary if there is one (Qwen3: 151669), else the last special token that
@@ -215,14 +218,14 @@ def _read_rope(public: dict[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _mlp_width(target: TargetModel) -> int:
+def _mlp_width(target: "TargetModel") -> int:
     width = getattr(target.config, "intermediate_size", None)
     if width is None:
         raise UserError(f"Target {target.name!r} has no intermediate_size: set the draft's yourself.")
     return width
 
 
-def _full_attention_rope(target: TargetModel) -> dict[str, Any]:
+def _full_attention_rope(target: "TargetModel") -> dict[str, Any]:
     rope = getattr(target.config, "rope_parameters", None)
     if not rope:
         raise UserError(
