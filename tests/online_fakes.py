@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import torch
 
 from dflash.online.capture_record import CaptureRecord, StoredTensor
+from dflash.online.store import Usage
 from dflash.online.store_errors import MasterDown, MissingKey, StoreError
 
 LAYER_IDS, WIDTH = (1, 3), 8
@@ -68,6 +69,11 @@ class FakeStore:
             for key in found:
                 del self.objects[key]
             return len(found)
+
+    def usage(self) -> Usage:
+        self._require_master()
+        with self._lock:
+            return Usage(sum(tensor.nbytes for tensor in self.objects.values()), 1 << 20, len(self.objects))
 
     def close(self) -> None:
         self.closed = True

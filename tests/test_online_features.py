@@ -17,6 +17,7 @@ from dflash.online import fetcher
 from dflash.online.fetcher import FetchSettings, Layout
 from dflash.online.source import OnlineFeatures
 from dflash.online.store import key_prefix
+from dflash.online.store_errors import StoreError
 
 PREFIX = key_prefix("run", "0")
 
@@ -63,9 +64,9 @@ def open_source(store):
     opened = []
     threads = set(threading.enumerate())
 
-    def open_(servers, layout=Layout(LAYER_IDS, WIDTH, torch.bfloat16), **settings) -> OnlineFeatures:
+    def open_(servers, layout=Layout(LAYER_IDS, WIDTH, torch.bfloat16), gpus=None, **settings) -> OnlineFeatures:
         addresses = [getattr(server, "address", server) for server in servers]
-        source = OnlineFeatures(addresses, store, layout, FetchSettings(PREFIX, **settings))
+        source = OnlineFeatures(addresses, store, layout, FetchSettings(PREFIX, **settings), gpus=gpus)
         opened.append(source)
         return source
 
@@ -409,7 +410,7 @@ def test_a_fault_of_the_fetcher_itself_ends_the_calls_that_wait(launch, open_sou
     source = open_source(launch(lambda number, request: "answer" if gate.wait(10) else "answer"))
     monkeypatch.setattr(fetcher, "_DRAIN_SECONDS", 0.1)
     monkeypatch.setattr(fetcher.Fetcher, "_sweep_late", fail)
-    monkeypatch.setattr(fetcher, "_SWEEP_EVERY", 0.05)
+    monkeypatch.setattr(fetcher, "_LOOK_EVERY", 0.05)
     with pytest.raises(OSError, match="file descriptors"):
         until(lambda: source(rows(1)) is None, seconds=10)
     with pytest.raises(RuntimeError, match="closed"):
@@ -419,7 +420,7 @@ def test_a_fault_of_the_fetcher_itself_ends_the_calls_that_wait(launch, open_sou
 
 def test_what_comes_after_its_time_is_asked_for_again_and_swept(launch, open_source, store, monkeypatch):
     monkeypatch.setattr(fetcher, "_LATE_SECONDS", 0.8)
-    monkeypatch.setattr(fetcher, "_SWEEP_EVERY", 0.05)
+    monkeypatch.setattr(fetcher, "_LOOK_EVERY", 0.05)
     (server,) = launch(first("late"))
     source = open_source([server], answer_seconds=0.2)
     assert source(rows(1)).shape == (1, 6, WIDTH)
@@ -431,19 +432,60 @@ def test_what_comes_after_its_time_is_asked_for_again_and_swept(launch, open_sou
 def test_statistics_tell_who_waits_for_whom(launch, open_source):
     gate = threading.Event()
     (server,) = launch(lambda number, request: "answer" if gate.wait(10) else "answer")
-    source = open_source([server], in_flight=3)
+    source = open_source([server], in_flight=3, gpus={f"{server.address}/": 2})
     items = looking_ahead(source, portions(rows(8), 1), same)
     item = next(items)
     until(lambda: source.statistics().in_flight == 3)
     threading.Timer(0.3, gate.set).start()
     source(item)
     statistics = source.statistics()
-    assert statistics.wait_seconds >= 0.2  # the trainer waited for the server
+    assert statistics.wait_seconds >= 0.2 and statistics.waited > 0.5  # the trainer waited for the server
+    (one,) = statistics.servers
+    assert one.address == server.address and one.gpus == 2 and one.busy > 0.5 and 1 < one.requests <= 3
+    assert statistics.in_flight_limit == 3
     until(lambda: source.statistics().ready == 5)
     assert source.statistics().bytes == sum(map(len, rows(6))) * WIDTH * 2
     time.sleep(0.1)
-    assert source.statistics().tokens_per_second == 0 and server.address == source.statistics().servers[0].address
+    idle = source.statistics()  # the trainer does not ask for more: servers wait
+    assert 0.1 <= idle.seconds < 5
+    assert idle.tokens_per_s == idle.bytes_per_s == idle.waited == idle.reading == 0
+    assert idle.servers[0].busy == idle.servers[0].requests == idle.servers[0].tokens_per_s == 0
     items.close()
+
+
+def test_rates_are_those_of_the_window(launch, open_source):
+    (server,) = launch(steadily("answer"))
+    source = open_source([server])
+    train(source, portions(rows(10)))
+    source.statistics()
+    time.sleep(0.2)
+    train(source, portions(rows(4)))
+    found = source.statistics()
+    tokens = sum(map(len, rows(4)))
+    assert found.tokens_per_s * found.seconds == pytest.approx(tokens)
+    assert found.bytes_per_s * found.seconds == pytest.approx(tokens * WIDTH * 2)
+    assert found.servers[0].tokens_per_s == pytest.approx(found.tokens_per_s)
+    assert found.documents == 14 and found.seconds >= 0.2 and 0 < found.reading < 1
+
+
+def test_usage_of_the_store_is_told_and_a_full_store_is_counted(launch, store, open_source):
+    (server,) = launch(first("error record", "error record", "lost"))
+    source = open_source([server])
+    until(lambda: source.statistics().store_capacity_bytes == 1 << 20)
+    train(source, portions(rows(4)))
+    found = source.statistics()
+    assert found.store_full == 2 and found.retries == 3  # what was lost is no matter of room
+    assert found.store_used_bytes is not None
+
+
+def test_a_store_whose_usage_nobody_can_tell_serves_all_the_same(launch, store, open_source, monkeypatch):
+    def fail():
+        raise StoreError("no metrics")
+
+    monkeypatch.setattr(store, "usage", fail)
+    source = open_source(launch(steadily("answer")))
+    assert train(source, portions(rows(4))) == [row.ids[0] for row in rows(4)]
+    assert source.statistics().store_used_bytes is source.statistics().store_capacity_bytes is None
 
 
 @pytest.mark.parametrize(

@@ -70,3 +70,17 @@ def test_failed_servers_rest_longer_each_time_until_they_succeed(clock):
 def test_a_failure_that_is_not_the_servers_does_not_send_it_to_rest(servers):
     servers.failed(servers.servers[0], rest=False)
     assert servers.seconds_until_awake() == 0
+
+
+def test_busy_time_and_requests_are_integrated_over_time(servers, clock):
+    a = servers.servers[0]
+    with servers.asking(a):
+        clock.now += 2
+        assert a.load(clock.now) == (2, 2)  # what is under way counts
+        with servers.asking(a):
+            clock.now += 3
+    clock.now += 10
+    assert a.load(clock.now) == (5, 8)
+    with servers.asking(a):
+        clock.now += 1
+    assert a.load(clock.now) == (6, 9)

@@ -1,5 +1,6 @@
 """Training with features from elsewhere: the curve and the weights of training with the target, bit for bit."""
 
+import json
 import os
 import random
 import signal
@@ -75,6 +76,19 @@ def test_the_curve_and_the_weights_are_those_of_training_with_the_target(config,
     ours, theirs = weights(online), weights(with_target)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not store.objects and store.closed
+
+
+def test_every_record_tells_who_waits_for_whom(config, tmp_path, go_online, servers):
+    go_online()
+    train(config(), tmp_path / "run", progress=False)
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    records = [line["online"] for line in lines if line["kind"] == "train"]
+    assert len(records) == 6
+    assert [server["address"] for server in records[-1]["servers"]] == [server.address for server in servers]
+    assert records[0]["documents"] >= 2 and records[-1]["tokens"] > records[0]["tokens"]
+    assert all(0 <= record["wait_percent"] <= 100 and record["in_flight_limit"] == 4 for record in records)
+    read = sum(record["tokens_per_s"] * record["seconds"] for record in records)
+    assert read == pytest.approx(records[-1]["tokens"])
 
 
 def test_a_run_that_was_stopped_asks_again_for_what_was_in_flight(config, tmp_path, go_online, store):

@@ -18,7 +18,7 @@ from dflash.training.trainer import Trainer
 from dflash.training.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
-CLOCK = ("tokens_per_s", "data_wait_percent", "memory_gib", "decoded_seconds")  # differ from run to run
+CLOCK = ("tokens_per_s", "data_wait_percent", "memory_gib", "decoded_seconds", "online")  # differ from run to run
 
 
 def write_conversations(path: Path, count: int = 12) -> str:

@@ -22,12 +22,13 @@ from dflash.online.buffers import BufferPool
 from dflash.online.capture_record import CaptureFailed, CaptureRecord
 from dflash.online.client import CaptureClient, Refused, ServerFault
 from dflash.online.servers import Server, ServerList
-from dflash.online.store_errors import MasterDown, StoreError
+from dflash.online.store import Usage
+from dflash.online.store_errors import MasterDown, StoreError, StoreFull
 
-_READERS = 2
+READERS = 3  # threads that read from the store, one of which looks after it now and then
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 8.0  # seconds before a document is asked for again
 _LATE_SECONDS = 30.0  # a server may still write for a request that was given up; its objects are swept after so long
-_SWEEP_EVERY = 5.0
+_LOOK_EVERY = 5.0
 _DRAIN_SECONDS = 2.0  # how long closing waits for answers, so that their objects can be removed
 _JITTER = random.Random()  # its own, so that seeded runs stay as they are
 _CLOSED = "the source of features is closed"
@@ -40,6 +41,7 @@ class Store(Protocol):
     def get(self, into: Mapping[str, torch.Tensor]) -> None: ...
     def remove(self, keys: Sequence[str]) -> int: ...
     def sweep(self, prefix: str) -> int: ...
+    def usage(self) -> Usage | None: ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Counts:
     tokens: int = 0
     bytes: int = 0
     retries: int = 0
+    store_full: int = 0  # captures that failed because the store had no room
     read_seconds: float = 0.0  # spent in reading from the store
 
 
@@ -96,6 +99,7 @@ class Fetcher:
     def __init__(self, servers: ServerList, store: Store, layout: Layout, settings: FetchSettings) -> None:
         self.servers, self.counts = servers, Counts()
         self.last_trouble: str | None = None  # why a document had to be asked for again
+        self.store_usage: Usage | None = None  # some seconds ago; None where the store does not tell
         self._store, self._layout, self._settings = store, layout, settings
         self._buffers = BufferPool(store)
         self._tickets: set[Ticket] = set()  # not settled yet; changed by the loop's thread only
@@ -103,7 +107,7 @@ class Fetcher:
         self._lock = threading.Lock()
         self._closing = self._ended = False
         self._reason: Exception = RuntimeError(_CLOSED)  # why there will be no more results
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="feature-reader")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="feature-reader")
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._slots = asyncio.Semaphore(settings.in_flight)
@@ -117,6 +121,11 @@ class Fetcher:
     def waiting(self) -> int:
         """Documents that were submitted and are not there yet."""
         return len(self._tickets)
+
+    @property
+    def in_flight_limit(self) -> int:
+        """Requests at a time."""
+        return self._settings.in_flight
 
     @property
     def buffers(self) -> BufferPool:
@@ -179,9 +188,9 @@ class Fetcher:
 
     async def _serve(self) -> None:
         while not self._stop.is_set():
+            await self._loop.run_in_executor(self._readers, self._look_after_store)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), _SWEEP_EVERY)
-            await self._loop.run_in_executor(self._readers, self._sweep_late)
+                await asyncio.wait_for(self._stop.wait(), _LOOK_EVERY)
         for ticket in self._tickets:
             if ticket.task not in self._asking:
                 ticket.task.cancel()
@@ -231,6 +240,7 @@ class Fetcher:
                 ) from error
             except (ServerFault, CaptureFailed, StoreError) as error:
                 self.last_trouble = str(error)
+                self.counts.store_full += _tells_full_store(error)
                 first_failure = first_failure or time.monotonic()
                 if time.monotonic() - first_failure >= self._settings.patience:
                     raise UserError(
@@ -318,6 +328,14 @@ class Fetcher:
         self.counts.read_seconds += time.perf_counter() - started
         return Fetched(features, buffer)
 
+    def _look_after_store(self) -> None:
+        """In a reader's thread, since it may block."""
+        self._sweep_late()
+        try:
+            self.store_usage = self._store.usage()
+        except StoreError:
+            self.store_usage = None  # nobody knows; whether the store works is for reads to find out
+
     def _sweep_late(self) -> None:
         """Remove what servers wrote for requests that were given up; in a reader's thread."""
         while self._given_up and time.monotonic() - self._given_up[0][0] > _LATE_SECONDS:
@@ -332,3 +350,8 @@ class Fetcher:
     def _give_back_unused(self, result: "Future[Fetched] | asyncio.Future[Fetched]") -> None:
         if not result.cancelled() and result.exception() is None:
             self.give_back(result.result())
+
+
+def _tells_full_store(error: Exception) -> bool:
+    """A server's record of a failure begins with the name of the error that its writer met."""
+    return isinstance(error, CaptureFailed) and StoreFull.__name__ in str(error)

@@ -23,6 +23,19 @@ class Server:
     failures: int = 0  # in all
     failures_in_a_row: int = 0
     rests_until: float = 0.0  # by the clock of the list
+    busy_seconds: float = 0.0  # with at least one request of this rank, up to `changed_at`
+    request_seconds: float = 0.0  # of all its requests together, up to `changed_at`
+    changed_at: float = 0.0  # when `in_flight` changed the last time
+
+    def load(self, now: float) -> tuple[float, float]:
+        """`busy_seconds` and `request_seconds` up to now."""
+        passed = now - self.changed_at if self.in_flight else 0.0
+        return self.busy_seconds + passed, self.request_seconds + self.in_flight * passed
+
+    def change(self, now: float, by: int) -> None:
+        """So many requests more, or fewer, from now on."""
+        self.busy_seconds, self.request_seconds = self.load(now)
+        self.in_flight, self.changed_at = self.in_flight + by, now
 
 
 class ServerList:
@@ -58,11 +71,11 @@ class ServerList:
     @contextmanager
     def asking(self, server: Server) -> Iterator[None]:
         """Counts a request while it is under way."""
-        server.in_flight += 1
+        server.change(self._clock(), 1)
         try:
             yield
         finally:
-            server.in_flight -= 1
+            server.change(self._clock(), -1)
 
     def succeeded(self, server: Server, tokens: int) -> None:
         """It captured a document."""

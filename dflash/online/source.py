@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ import torch
 
 from dflash.data.rows import Row
 from dflash.features.assembly import assemble
-from dflash.online.fetcher import Fetched, Fetcher, FetchSettings, Layout, Ticket
+from dflash.online.fetcher import READERS, Fetched, Fetcher, FetchSettings, Layout, Ticket
 from dflash.online.servers import ServerList
 from dflash.online.statistics import OnlineStatistics, ServerStatistics
 from dflash.online.store import MooncakeStore
@@ -30,9 +30,15 @@ class OnlineFeatures:
     """
 
     def __init__(
-        self, addresses: Sequence[str], store: MooncakeStore, layout: Layout, settings: FetchSettings
+        self,
+        addresses: Sequence[str],
+        store: MooncakeStore,
+        layout: Layout,
+        settings: FetchSettings,
+        *,
+        gpus: Mapping[str, int] | None = None,
     ) -> None:
-        """`store` belongs to the source from now on.
+        """`store` belongs to the source from now on. `gpus`: how many a server runs on, by its address, where known.
 
         Raises:
             UserError: a server's address is no address.
@@ -43,7 +49,8 @@ class OnlineFeatures:
         self._announced_documents = 0
         self._lock = threading.Lock()
         self._wait_seconds = 0.0
-        self._snapshot = (time.monotonic(), 0)  # time and tokens of the previous statistics
+        self._gpus = {address.rstrip("/"): count for address, count in (gpus or {}).items()}
+        self._window = self._progress()  # as it was at the previous statistics
 
     def ahead(self, items: Iterable[T], rows_of: Callable[[T], Sequence[Row]]) -> Iterator[T]:
         """The same items in the same order, the rows of the coming ones being fetched meanwhile.
@@ -82,28 +89,48 @@ class OnlineFeatures:
             documents.close()
 
     def statistics(self) -> OnlineStatistics:
-        """What is going on. The rate is that since the previous call."""
-        fetcher, counts, now = self._fetcher, self._fetcher.counts, time.monotonic()
-        since, tokens = self._snapshot
-        self._snapshot = (now, counts.tokens)
+        """What is going on. The window of the rates is the time since the previous call."""
+        fetcher, counts, before = self._fetcher, self._fetcher.counts, self._window
+        self._window = now = self._progress()
+        seconds = max(now.time - before.time, 1e-9)
         servers = tuple(
-            ServerStatistics(s.address, s.in_flight, s.answered, s.tokens, s.failures, s.rests_until > now)
-            for s in fetcher.servers.servers
+            ServerStatistics(
+                address=server.address,
+                in_flight=server.in_flight,
+                documents=server.answered,
+                tokens=server.tokens,
+                failures=server.failures,
+                resting=server.rests_until > now.time,
+                tokens_per_s=(new.tokens - old.tokens) / seconds,
+                busy=(new.busy_seconds - old.busy_seconds) / seconds,
+                requests=(new.request_seconds - old.request_seconds) / seconds,
+                gpus=self._gpus.get(server.address),
+            )
+            for server, old, new in zip(fetcher.servers.servers, before.servers, now.servers, strict=True)
         )
         in_flight = sum(server.in_flight for server in servers)
         with self._lock:
             announced = [ticket for waiting in self._announced.values() for one in waiting for ticket in one.tickets]
+        usage = fetcher.store_usage
         return OnlineStatistics(
             in_flight=in_flight,
+            in_flight_limit=fetcher.in_flight_limit,
             queued=max(0, fetcher.waiting - in_flight),
             ready=sum(ticket.result.done() for ticket in announced),
             documents=counts.documents,
             tokens=counts.tokens,
             bytes=counts.bytes,
             retries=counts.retries,
-            wait_seconds=self._wait_seconds,
-            read_seconds=counts.read_seconds,
-            tokens_per_second=(counts.tokens - tokens) / max(now - since, 1e-9),
+            store_full=counts.store_full,
+            wait_seconds=now.wait_seconds,
+            read_seconds=now.read_seconds,
+            seconds=seconds,
+            tokens_per_s=(now.tokens - before.tokens) / seconds,
+            bytes_per_s=(now.bytes - before.bytes) / seconds,
+            waited=(now.wait_seconds - before.wait_seconds) / seconds,
+            reading=(now.read_seconds - before.read_seconds) / (seconds * READERS),
+            store_used_bytes=usage and usage.used_bytes,
+            store_capacity_bytes=usage and usage.capacity_bytes,
             last_trouble=fetcher.last_trouble,
             servers=servers,
         )
@@ -115,6 +142,11 @@ class OnlineFeatures:
         """
         self._fetcher.close()
         self._store.close()
+
+    def _progress(self) -> "_Progress":
+        counts, now = self._fetcher.counts, time.monotonic()
+        servers = (_ServerProgress(s.tokens, *s.load(now)) for s in self._fetcher.servers.servers)
+        return _Progress(now, counts.tokens, counts.bytes, self._wait_seconds, counts.read_seconds, tuple(servers))
 
     def _announce(self, row: Row) -> "_Announcement":
         announcement = _Announcement(row, self._ask(row))
@@ -184,3 +216,24 @@ class _Announcement:
 
     row: Row
     tickets: list[Ticket]
+
+
+@dataclass(frozen=True)
+class _ServerProgress:
+    """A server's totals at some time."""
+
+    tokens: int
+    busy_seconds: float
+    request_seconds: float
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Totals at some time (by the monotonic clock), from two of which rates are made."""
+
+    time: float
+    tokens: int
+    bytes: int
+    wait_seconds: float
+    read_seconds: float
+    servers: tuple[_ServerProgress, ...]

@@ -194,16 +194,13 @@ class MooncakeStore:
         _check("sweep", [prefix], [min(count, 0)])
         return count
 
-    def usage(self) -> Usage:
-        """Usage as the master sees it.
+    def usage(self) -> Usage | None:
+        """Usage as the master sees it; None where `StoreSettings.metrics` does not say whom to ask.
 
         Raises:
-            MasterDown: its metrics port does not answer.
-            ValueError: the settings name no metrics port.
+            StoreError: the master's metrics port does not answer, or not as it should.
         """
-        if self.settings.metrics is None:
-            raise ValueError("StoreSettings.metrics is needed for usage")
-        return usage(self.settings.metrics)
+        return None if self.settings.metrics is None else usage(self.settings.metrics)
 
     def alive(self) -> bool:
         """Whether the master accepts connections right now; Mooncake's own health check notices only after seconds."""
@@ -291,15 +288,15 @@ def reachable(address: str, timeout: float = 1.0) -> bool:
 def usage(metrics: str) -> Usage:
     """Usage from a master's HTTP port ("host:port"); see `MooncakeStore.usage`."""
     try:
-        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=5) as response:
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=2) as response:
             text = response.read().decode()
     except OSError as error:
         raise MasterDown(f"The Mooncake master's metrics at {metrics!r} cannot be read: {error}.") from error
     values = dict(re.findall(r"^(master_\w+) (\d+)$", text, re.MULTILINE))
-    used, capacity, objects = (
-        int(values[f"master_{name}"]) for name in ("allocated_bytes", "total_capacity_bytes", "key_count")
-    )
-    return Usage(used, capacity, objects)
+    try:
+        return Usage(*(int(values[f"master_{n}"]) for n in ("allocated_bytes", "total_capacity_bytes", "key_count")))
+    except KeyError as error:
+        raise StoreError(f"The Mooncake master's metrics at {metrics!r} do not tell {error.args[0]}.") from error
 
 
 def _import_mooncake():

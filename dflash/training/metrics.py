@@ -82,13 +82,17 @@ def open_sinks(
 def scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """`kind/name` and value of every number in a record; lists give one per entry, numbered from 1 (slots do).
 
-    Text and missing values have no place in a chart and are left out.
+    What a group such as `online` holds is named `kind/group/name`. Text and missing values have no place in a chart and
+    are left out.
     """
-    kind = record.get("kind", "train")
-    for name, value in record.items():
-        if name in _BOOKKEEPING:
-            continue
-        if isinstance(value, Real):
+    yield from _scalars({k: v for k, v in record.items() if k not in _BOOKKEEPING}, record.get("kind", "train"))
+
+
+def _scalars(values: dict[str, Any], kind: str) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{kind}/{name}")
+        elif isinstance(value, Real):
             yield f"{kind}/{name}", float(value)
         elif isinstance(value, list):
             numbered = ((i, item) for i, item in enumerate(value, 1) if isinstance(item, Real))

@@ -2,8 +2,13 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from dflash.features.prefetch import Prefetcher
+from dflash.features.source import FeatureSource
+from dflash.online.statistics import pipeline_record
+from dflash.training.reporter import peak_memory_gib
+from dflash.training.world import World
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,18 @@ class SpeedWindow:
         result = Speed(self._tokens / seconds, seconds / self._batches, (waited - self._waited) / seconds)
         self._tokens, self._batches, self._seconds, self._waited = 0, 0, 0.0, waited
         return result
+
+
+def speed_record(speed: Speed, source: FeatureSource, world: World) -> dict[str, Any]:
+    """What metrics.jsonl says of a step's speed, over all ranks, each of which calls it.
+
+    `data_wait_percent` is the ranks' mean, `memory_gib` that of the fullest; `online` is there where the features come
+    through a pipeline.
+    """
+    waits, memory = zip(*world.gather((speed.waited, peak_memory_gib(world.device))), strict=True)
+    return {
+        "tokens_per_s": speed.tokens_per_s,
+        "data_wait_percent": 100 * sum(waits) / len(waits),
+        "memory_gib": max(memory),
+        **pipeline_record(source, world.gather),
+    }

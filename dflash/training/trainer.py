@@ -30,12 +30,12 @@ from dflash.training.export import DraftExport
 from dflash.training.optimizer import build_optimizers, scale_and_clip, set_learning_rate
 from dflash.training.order import DataOrder, Portion, row_generators, total_steps, validation_portions
 from dflash.training.parallel import prepare_draft, sync_gradients
-from dflash.training.reporter import Reporter, peak_memory_gib
+from dflash.training.reporter import Reporter
 from dflash.training.run_data import digest, load_run_data
 from dflash.training.run_folder import RunFolder
 from dflash.training.saver import BackgroundSaver
 from dflash.training.schedule import learning_rate
-from dflash.training.speed import SpeedWindow
+from dflash.training.speed import SpeedWindow, speed_record
 from dflash.training.step import TILE, DraftStep, pool_over_ranks
 from dflash.training.training_state import TrainingState, host_copy
 from dflash.training.world import World, joined
@@ -313,20 +313,9 @@ class Trainer:
             self.reporter.metrics({**record, "conversations": names})
             self.reporter.note(f"Batch {state.batches} was skipped: its loss or gradient is not finite.")
         elif state.step % self.config.metrics.log_every == 0:
-            speed = window.close()
-            ranks = self.world.gather((speed.waited, peak_memory_gib(self.device)))
-            waits, memory = zip(*ranks, strict=True)
-            summary = statistics.summary()
-            self.reporter.metrics(
-                {
-                    **record,
-                    **summary,
-                    "tokens": tokens,
-                    "tokens_per_s": speed.tokens_per_s,
-                    "data_wait_percent": 100 * sum(waits) / len(waits),
-                    "memory_gib": max(memory),
-                }
-            )
+            speed, summary = window.close(), statistics.summary()
+            speeds = speed_record(speed, self.source, self.world)
+            self.reporter.metrics({**record, **summary, "tokens": tokens, **speeds})
             self.reporter.show(loss=f"{summary['loss']:.3f}", tau=f"{summary['tau_estimate']:.2f}")
             left = timedelta(seconds=round((self.max_steps - state.step) * speed.seconds_per_batch))
             self.reporter.note(
