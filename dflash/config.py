@@ -4,36 +4,29 @@ Importing this module must stay cheap (no torch): bad configurations are refused
 """
 
 import copy
-import os.path
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dflash.complaints import Complaint, from_pydantic, together
 from dflash.config_checks import contradictions
 from dflash.config_effects import idle_defaults, without_effect
+from dflash.config_online import OnlineConfig
+from dflash.config_section import Section, UserPath
 from dflash.errors import UserError
 
 
-# Expanded once, so that checks and readers see the same path.
-UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-class TargetConfig(_Section):
+class TargetConfig(Section):
     name: str = Field("smollm2-135m", min_length=1, description="embedded name, Hugging Face id or folder")
     revision: str | None = Field(None, description="branch, tag or commit of a hub target; default: the newest")
     dtype: Literal["bfloat16", "float32", "float16"] = Field("bfloat16", description="dtype of the frozen target")
 
 
-class DraftConfig(_Section):
+class DraftConfig(Section):
     type: str = Field("dflash", description="kind of draft")
     num_hidden_layers: int = Field(5, ge=1, description="decoder layers of the draft")
     num_features: int = Field(5, ge=1, description="target layers whose outputs are the context")
@@ -62,7 +55,7 @@ class DraftConfig(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     train: list[UserPath] = Field(
         min_length=1, description="conversations: JSONL files, data folders or Hugging Face ids"
     )
@@ -79,28 +72,30 @@ class DataConfig(_Section):
     length_grouping: bool = Field(False, description="rows of one step have similar lengths")
 
 
-class FeaturesConfig(_Section):
-    source: Literal["in_process", "cache"] = Field("in_process", description="where target features come from")
+class FeaturesConfig(Section):
+    source: Literal["in_process", "cache", "online"] = Field(
+        "in_process", description="where target features come from"
+    )
     cache: UserPath | None = Field(None, description="folder written by `dflash capture`; source: cache only")
     prefetch: int | None = Field(
         None, ge=0, description="micro-batches prepared ahead; default: 0 for in_process on a CPU, else 2"
     )
 
 
-class BlocksConfig(_Section):
+class BlocksConfig(Section):
     num_anchors: int = Field(512, ge=1, description="anchor slots per row; at most data.max_length")
     gamma: float | None = Field(None, gt=0, description="decay of the slot weights; default: by block size")
     attention: Literal["auto", "dense", "flex", "split"] = Field("auto", description="form of the masked attention")
 
 
-class ObjectiveConfig(_Section):
+class ObjectiveConfig(Section):
     name: Literal["cross_entropy"] = Field("cross_entropy", description="loss of a slot, decayed along the block")
     candidates: int | None = Field(
         None, ge=16, description="tokens from which the training softmax is estimated; default: the whole vocabulary"
     )
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     name: Literal["adamw", "muon"] = Field("adamw", description="muon: matrices by Muon, the rest by AdamW")
     lr: float = Field(6e-4, gt=0, description="peak learning rate")
     min_lr: float = Field(6e-5, ge=0, description="learning rate at the end of the schedule")
@@ -111,7 +106,7 @@ class OptimizerConfig(_Section):
     ema_decay: float | None = Field(None, gt=0, lt=1, description="average the weights, e.g. 0.999; default: off")
 
 
-class ScheduleConfig(_Section):
+class ScheduleConfig(Section):
     kind: Literal["wsd", "cosine", "linear", "constant"] = Field("wsd", description="shape after warm-up")
     warmup_ratio: float = Field(0.04, ge=0, lt=1, description="share of all steps")
     decay_ratio: float = Field(0.2, ge=0, le=1, description="share of all steps, wsd only")
@@ -127,7 +122,7 @@ class ScheduleConfig(_Section):
         return self
 
 
-class ParallelConfig(_Section):
+class ParallelConfig(Section):
     """How the ranks that `torchrun` starts share the work; one process needs none of it."""
 
     strategy: Literal["replicate", "full_shard", "hybrid"] = Field(
@@ -140,13 +135,13 @@ class ParallelConfig(_Section):
     compile: bool = Field(False, description="torch.compile the draft's layers")
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     every: int = Field(100, ge=1, description="steps")
     keep: int = Field(2, ge=1, description="newest ones kept besides the best")
     asynchronous: bool = Field(False, description="write while training goes on")
 
 
-class MetricsConfig(_Section):
+class MetricsConfig(Section):
     log_every: int = Field(10, ge=1, description="steps")
     validate_every: int = Field(100, ge=1, description="steps")
     decode_every: int | None = Field(None, ge=1, description="steps between decoded-tau measurements; default: never")
@@ -162,7 +157,7 @@ class MetricsConfig(_Section):
     project: str = Field("dflash", min_length=1, description="project name for wandb and trackio")
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; default: by epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the training data; instead of max_steps")
     batch_size: int = Field(8, ge=1, description="rows per optimizer step, over all ranks and micro-batches")
@@ -183,13 +178,14 @@ class RunConfig(_Section):
         return self
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Everything a run needs. See configs/ for worked examples."""
 
     target: TargetConfig = TargetConfig()
     draft: DraftConfig = DraftConfig()
     data: DataConfig
     features: FeaturesConfig = FeaturesConfig()
+    online: OnlineConfig = OnlineConfig()
     blocks: BlocksConfig = BlocksConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -203,6 +199,12 @@ class TrainConfig(_Section):
     def _anchors_fit_short_rows(self):
         if "num_anchors" not in self.blocks.model_fields_set:
             self.blocks.num_anchors = min(self.blocks.num_anchors, self.data.max_length)
+        return self
+
+    @model_validator(mode="after")
+    def _answers_are_worth_their_capture(self):
+        if self.features.source == "online" and "min_supervised" not in self.data.model_fields_set:
+            self.data.min_supervised = max(self.data.min_supervised, self.draft.block_size)
         return self
 
     @property
@@ -252,7 +254,7 @@ def dump_config(config: TrainConfig) -> str:
     for setting in idle_defaults(config):
         section, _, key = setting.partition(".")
         tree[section].pop(key, None)
-    return yaml.safe_dump(tree, sort_keys=False)
+    return yaml.safe_dump({name: section for name, section in tree.items() if section}, sort_keys=False)
 
 
 def read_tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:

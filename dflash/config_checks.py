@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from dflash.complaints import Complaint
+from dflash.config_online_checks import online_contradictions
 from dflash.model.draft_types import DRAFT_TYPES
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ _CHECKS: tuple[Callable[[TrainConfig], Iterator[Complaint]], ...] = (
     _rows,
     _data,
     _features,
+    online_contradictions,
     _rates,
     _precision,
     _device,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dflash.complaints import Complaint
+from dflash.config_online import OnlineConfig
 from dflash.data.sources import is_file, is_jsonl
 from dflash.embedded import EMBEDDED_NAME
 
@@ -24,6 +25,32 @@ class IdleRule:
     idle: Callable[[TrainConfig], bool]
     why: str
     instead: str
+
+
+# Settings of the servers, which are somebody else's business where online.servers names running ones.
+_OF_SERVERS = tuple(
+    f"online.{name}"
+    for name in (
+        "num_servers",
+        "tensor_parallel",
+        "trainers",
+        "port",
+        "environment",
+        "context_length",
+        "chunked_prefill",
+        "memory_fraction",
+        "server_arguments",
+        "master_port",
+        "store_gib",
+        "on_failure",
+        "max_restarts",
+        "start_seconds",
+    )
+)
+
+
+def _online(config: TrainConfig) -> bool:
+    return config.features.source == "online"
 
 
 RULES = (
@@ -56,6 +83,36 @@ RULES = (
         lambda c: c.features.source != "cache",
         "features.source is not 'cache'",
         "set features.source=cache",
+    ),
+    IdleRule(
+        tuple(f"online.{name}" for name in OnlineConfig.model_fields),
+        lambda c: not _online(c),
+        "features.source is not 'online'",
+        "set features.source=online",
+    ),
+    IdleRule(
+        _OF_SERVERS,
+        lambda c: _online(c) and c.online.servers is not None,
+        "online.servers names servers that run already",
+        "remove online.servers",
+    ),
+    IdleRule(
+        ("online.master_port",),
+        lambda c: _online(c) and c.online.servers is None and c.online.master is not None,
+        "online.master names a master that runs already",
+        "remove online.master",
+    ),
+    IdleRule(
+        ("online.max_restarts",),
+        lambda c: _online(c) and c.online.servers is None and c.online.on_failure == "stop",
+        "online.on_failure 'stop' restarts nothing",
+        "set online.on_failure=restart",
+    ),
+    IdleRule(
+        ("online.rdma_devices",),
+        lambda c: _online(c) and c.online.protocol != "rdma",
+        "online.protocol is not 'rdma'",
+        "set online.protocol=rdma",
     ),
     IdleRule(
         ("optimizer.min_lr",),
