@@ -106,7 +106,7 @@ def _out(given: Path | None, config: "TrainConfig") -> Path:
 def _layer_ids(config: "TrainConfig", target: "TargetModel") -> list[int]:
     """The layers that the run's draft will ask for."""
     from dflash.model.draft import DFlashDraft
-    from dflash.target import default_layer_ids
+    from dflash.layer_ids import default_layer_ids
     from dflash.training.draft_size import FROM_SCRATCH
 
     draft = config.draft
