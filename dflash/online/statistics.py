@@ -10,6 +10,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
+_SUMMED = ("in_flight", "in_flight_limit", "queued", "ready", "documents", "tokens", "bytes", "retries", "store_full")
+_SUMMED_OF_A_SERVER = ("in_flight", "documents", "tokens", "failures")
+
 
 @dataclass(frozen=True)
 class ServerStatistics:
@@ -78,11 +81,10 @@ def pooled(ranks: Sequence[OnlineStatistics]) -> dict[str, Any]:
     """
     seconds = max(rank.seconds for rank in ranks)
     full = [rank for rank in ranks if rank.store_used_bytes is not None]
-    summed = ("in_flight", "in_flight_limit", "queued", "ready", "documents", "tokens", "bytes", "retries", "store_full")
     return {
         "ranks": len(ranks),
         "seconds": seconds,
-        **{name: sum(getattr(rank, name) for rank in ranks) for name in summed},
+        **{name: sum(getattr(rank, name) for rank in ranks) for name in _SUMMED},
         "tokens_per_s": sum(rank.tokens_per_s for rank in ranks),
         "bytes_per_s": sum(rank.bytes_per_s for rank in ranks),
         "wait_percent": _percent(rank.waited for rank in ranks),
@@ -99,7 +101,7 @@ def _pooled_server(ranks: Sequence[ServerStatistics]) -> dict[str, Any]:
     return {
         "address": ranks[0].address,
         "gpus": ranks[0].gpus,
-        **{name: sum(getattr(rank, name) for rank in ranks) for name in ("in_flight", "documents", "tokens", "failures")},
+        **{name: sum(getattr(rank, name) for rank in ranks) for name in _SUMMED_OF_A_SERVER},
         "resting_ranks": sum(rank.resting for rank in ranks),
         "tokens_per_s": sum(rank.tokens_per_s for rank in ranks),
         "busy_percent": 100 * (1 - math.prod(1 - min(1.0, rank.busy) for rank in ranks)),
