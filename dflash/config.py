@@ -235,14 +235,20 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), *, also: Check 
 
 def parse_config(tree: dict[str, Any], origin: str, *, also: Check | None = None) -> TrainConfig:
     """Validate a plain tree; `origin` names it in complaints. See `load_config`."""
+    config, complaints = judge(tree, also=also)
+    if complaints:
+        raise UserError(together(origin, complaints))
+    return config
+
+
+def judge(tree: dict[str, Any], *, also: Check | None = None) -> tuple[TrainConfig, list[Complaint]]:
+    """The config, in which every faulty setting has its default, and every complaint about it."""
     config, complaints = _examine(tree)
     faulty = [field for complaint in complaints for field in complaint.fields]
     for found in (*contradictions(config), *without_effect(config), *(also(config) if also else ())):
         if not found.touches(faulty):  # what hangs on a faulty setting was judged with its default: no verdict
             complaints.append(found)
-    if complaints:
-        raise UserError(together(origin, complaints))
-    return config
+    return config, complaints
 
 
 def dump_config(config: TrainConfig) -> str:

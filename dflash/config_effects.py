@@ -169,6 +169,11 @@ def idle_defaults(config: TrainConfig) -> list[str]:
     return names
 
 
+def idle_reasons(config: TrainConfig) -> dict[str, str]:
+    """Every setting that does nothing in this config, with the reason and what would give it an effect."""
+    return {setting: f"No effect, since {rule.why}: {rule.instead}." for rule, setting in _idle(config)}
+
+
 def _idle(config: TrainConfig) -> Iterator[tuple[IdleRule, str]]:
     for rule in RULES:
         if rule.idle(config):

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dflash.cli.dry_run import Plan, print_plan
-from dflash.cli.options import assumed_device_type, check_device, whole_number, words
+from dflash.cli.options import check_device, whole_number, words
 from dflash.errors import UserError
 
 if TYPE_CHECKING:
-    from dflash.complaints import Complaint
     from dflash.config import TrainConfig
 
 _RUNS = Path("runs")  # compared by identity, to tell the default from the same folder given
@@ -83,43 +82,29 @@ def _plan(args: argparse.Namespace) -> Plan:
     Raises:
         UserError: all that is wrong with it, and unless this is a dry run, all that this machine lacks for it.
     """
-    from dflash.complaints import Complaint
-    from dflash.config import load_config
-    from dflash.data.sources import count_conversations
-    from dflash.target_facts import target_facts
-    from dflash.training.estimate import estimate
-    from dflash.training.preflight import notes, rank_complaints, target_complaints
-    from dflash.training.readiness import device_complaints, folder_complaints, machine_complaints
+    from dflash.config import read_tree
+    from dflash.training.plan import plan_run
 
-    path, overrides, run_dir = _resumed(args) if args.resume else _fresh(args)
-    world_size = _world_size(args)
-    found = {}
-
-    def check(config: "TrainConfig") -> "list[Complaint]":
-        complaints = list(rank_complaints(config, world_size, resumed=args.resume is not None))
-        facts = None
-        try:
-            facts = target_facts(config.target.name, config.target.revision)
-        except UserError as error:
-            complaints.append(Complaint(("target",), str(error)))
-        if facts is not None:
-            complaints += target_complaints(config, facts)
-        count = count_conversations(config.data.train, config.data.limit)
-        kind = assumed_device_type(config.run.device)
-        found["facts"] = facts
-        found["estimate"] = estimate(config, facts, world_size, conversations=count, device_type=kind)
-        lacking = list(machine_complaints(config, facts, run_dir, found["estimate"]))
-        if args.dry_run:
-            lacking += device_complaints(config)
-        # Of several ranks the first one may have made the folder already.
-        if args.resume is None and _speaks():
-            lacking += folder_complaints(run_dir)
-        found["not_ready"] = [complaint.sentence for complaint in lacking]
-        return complaints if args.dry_run else complaints + lacking
-
-    config = load_config(path, overrides, also=check)
-    remarks = list(notes(config, found["facts"], found["estimate"].steps))
-    return Plan(config, run_dir, notes=remarks, **found)
+    resumed = args.resume is not None
+    path, overrides, run_dir = _resumed(args) if resumed else _fresh(args)
+    plan = plan_run(
+        read_tree(path, overrides),
+        repr(str(path)),
+        run_dir,
+        _world_size(args),
+        resumed=resumed,
+        new_folder=not resumed and _speaks(),  # of several ranks the first one may have made the folder already
+        guess_device=args.dry_run,
+    )
+    plan.refuse(also_lacking=not args.dry_run)
+    return Plan(
+        plan.config,
+        run_dir,
+        plan.facts,
+        plan.estimate,
+        notes=list(plan.notes),
+        not_ready=[complaint.sentence for complaint in plan.lacking],
+    )
 
 
 def _world_size(args: argparse.Namespace) -> int:
