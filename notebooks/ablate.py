@@ -25,6 +25,7 @@ def main() -> int:
     args = parser.parse_args()
     runner = Runner(args.config, args.features, args.runs, args.results)
     try:
+        runner.capture()
         for seed in args.seeds:  # one seed of everything before the next one: an early end leaves equal counts
             for number in args.numbers:
                 chosen = ablation(number)

@@ -39,11 +39,15 @@ class Runner:
     runs: Path
     results: Path
     extra: tuple[str, ...] = ()
-    anchors: int = 48
+    anchors: int = 32
     say: Callable[[str], None] = print
 
     def file(self, ablation: Ablation) -> Path:
         return self.results / f"{ablation.name}.jsonl"
+
+    def capture(self) -> None:
+        """Compute the features of all runs, once; a folder that holds some of them is completed."""
+        _execute(self.capture_command)
 
     def run(self, ablation: Ablation, values: Sequence[float], seed: int) -> None:
         """Make and judge what is missing of these values with this seed."""
@@ -68,7 +72,6 @@ class Runner:
         """The folder of a finished run."""
         run_dir = self.runs / ablation.run_name(value, seed)
         if _state(run_dir) != "finished":
-            _execute(self.capture_command)  # at once where all is there already
             begun = any(run_dir.glob("checkpoints/step_*"))
             _execute(("dflash", "train", "--resume", str(run_dir)) if begun else self._fresh(ablation, value, seed))
         if _state(run_dir) != "finished":
