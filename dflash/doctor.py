@@ -136,7 +136,7 @@ def _embedded_target() -> Iterator[Finding]:
 def _shipped_drafts() -> Iterator[Finding]:
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
         return  # the module that knows the drafts needs both; they are reported as missing above
-    from dflash.model.loading import SHIPPED_DRAFTS
+    from dflash.model.draft_folder import SHIPPED_DRAFTS
 
     for target, folder in SHIPPED_DRAFTS.items():
         weights = Path(folder) / "model.safetensors"

@@ -154,7 +154,7 @@ def test_too_little_space_for_the_conversion_is_missing(monkeypatch, tmp_path):
 
 
 def test_a_shipped_draft_that_is_not_there_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("dflash.model.loading.SHIPPED_DRAFTS", {"some-target": Path(tmp_path)})
+    monkeypatch.setattr("dflash.model.draft_folder.SHIPPED_DRAFTS", {"some-target": Path(tmp_path)})
     found = finding("shipped draft")
     assert found.status == "missing"
     assert "some-target" in found.detail

@@ -11,8 +11,10 @@ from dflash.blocks.attention import DenseAttention
 from dflash.blocks.plan import lay_out
 from dflash.errors import UserError
 from dflash.layer_ids import default_layer_ids
+from dflash.manifest import read_manifest
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
+from dflash.model.draft_folder import SHIPPED_DRAFTS, check_whole, find_draft
 
 
 def make_draft(target, **changes) -> DFlashDraft:
@@ -198,6 +200,7 @@ def test_default_layer_ids_follow_the_published_rule():
 @pytest.mark.parametrize("damage", ["missing tensor", "unknown tensor", "shape", "garbage", "no config", "bad json", "other architecture"])
 def test_a_damaged_draft_folder_is_refused_with_a_sentence(tiny_target, tmp_path, damage):
     make_draft(tiny_target).save_pretrained(tmp_path)
+    (tmp_path / "checksums.json").unlink()  # as other tools leave it
     weights_path, config_path = tmp_path / "model.safetensors", tmp_path / "config.json"
     weights = load_file(weights_path)
     if damage == "missing tensor":
@@ -217,6 +220,55 @@ def test_a_damaged_draft_folder_is_refused_with_a_sentence(tiny_target, tmp_path
         config_path.write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     with pytest.raises(UserError, match=r"fc.weight|lm_head|model.safetensors|config.json"):
         DFlashDraft.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "draft_vocabulary.json"])
+def test_a_flipped_bit_in_any_file_of_a_draft_is_found(tiny_target, tmp_path, name):
+    draft = make_draft(tiny_target)
+    draft.vocabulary = torch.tensor([3, 7])
+    draft.save_pretrained(tmp_path)
+    DFlashDraft.from_pretrained(tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    block_size = b'"block_size": '  # 4 becomes 5, which no parser minds
+    place = content.index(block_size) + len(block_size) if name == "config.json" else len(content) - 5
+    content[place] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"is damaged .*{name} does not match its checksum.*copy or download it again"):
+        DFlashDraft.from_pretrained(tmp_path)
+
+
+def test_damaged_checksums_are_refused_and_a_draft_of_other_tools_needs_none(tiny_target, tmp_path):
+    make_draft(tiny_target).save_pretrained(tmp_path)
+    (tmp_path / "checksums.json").write_text("{")
+    with pytest.raises(UserError, match=r"checksums\.json could not be read"):
+        DFlashDraft.from_pretrained(tmp_path)
+    (tmp_path / "checksums.json").unlink()
+    DFlashDraft.from_pretrained(tmp_path)
+
+
+def test_saving_that_is_cut_short_leaves_no_checksums_of_older_files(tiny_target, tmp_path, monkeypatch):
+    make_draft(tiny_target).save_pretrained(tmp_path)
+
+    def full(*_arguments):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("dflash.model.draft.save_vocabulary", full)
+    with pytest.raises(OSError):
+        make_draft(tiny_target, block_size=8).save_pretrained(tmp_path)
+    assert DFlashDraft.from_pretrained(tmp_path).config.block_size == 8
+
+
+def test_a_checkpoint_of_a_run_stands_for_the_draft_in_it(tiny_target, tmp_path):
+    make_draft(tiny_target).save_pretrained(tmp_path / "step_0000004" / "draft")
+    for name in (tmp_path / "step_0000004", tmp_path / "step_0000004" / "draft"):
+        assert find_draft(str(name), tiny_target.name) == tmp_path / "step_0000004" / "draft"
+
+
+def test_the_shipped_draft_has_checksums():
+    (folder,) = SHIPPED_DRAFTS.values()
+    entries = read_manifest(folder / "checksums.json")
+    assert set(entries) == {"config.json", "model.safetensors", "draft_vocabulary.json"}
+    check_whole(folder)
 
 
 def test_a_draft_for_another_target_is_refused(tiny_target):

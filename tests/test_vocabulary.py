@@ -80,6 +80,7 @@ def test_the_vocabulary_travels_with_the_folder(draft, tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"token_ids": []}', '{"token_ids": [1, 264]}', '{"token_ids": ["a"]}'])
 def test_a_damaged_vocabulary_is_refused_by_name(draft, tmp_path, text):
     draft.save_pretrained(tmp_path)
+    (tmp_path / "checksums.json").unlink()
     (tmp_path / VOCABULARY_FILE).write_text(text)
     with pytest.raises(UserError, match=VOCABULARY_FILE):
         DFlashDraft.from_pretrained(tmp_path)

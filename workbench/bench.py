@@ -6,7 +6,9 @@ from pathlib import Path
 
 from dflash.cli.options import pick_device
 from dflash.decoding.engine import Engine
-from dflash.model.loading import SHIPPED_DRAFTS, load_draft
+from dflash.decoding.transformers_engine import load_assistant
+from dflash.model.draft_folder import SHIPPED_DRAFTS
+from dflash.model.loading import load_draft
 from dflash.target import TargetModel
 
 SHIPPED = "shipped"
@@ -36,6 +38,7 @@ class Bench:
         self.dtype = dtype
         self._target: TargetModel | None = None
         self._engines: dict[str, Engine] = {}
+        self._assistant: tuple[str, TargetModel] | None = None  # the one that was asked for last
         self._lock = threading.RLock()
 
     @property
@@ -66,6 +69,19 @@ class Bench:
                 self._engines = {known: kept for known, kept in self._engines.items() if not known.startswith(f"{name}@")}
                 self._engines[key] = engine
             return self._engines[key]
+
+    def assistant(self, name: str) -> TargetModel:
+        """The small autoregressive model of a folder or Hugging Face id, for assisted generation.
+
+        Raises:
+            UserError: it cannot be loaded, or its tokens are not the target's.
+        """
+        name = name.strip()
+        with self._lock:
+            if self._assistant is None or self._assistant[0] != name:
+                self._assistant = None  # two of them need not be in memory at once
+                self._assistant = name, load_assistant(name, self.target)
+            return self._assistant[1]
 
     def is_ready(self, draft_name: str) -> bool:
         """Whether `engine` would answer at once."""

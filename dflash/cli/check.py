@@ -185,7 +185,7 @@ def _run_leak(args: argparse.Namespace) -> int:
 
 
 def _is_fresh(args: argparse.Namespace, target: "TargetModel") -> bool:
-    from dflash.model.loading import SHIPPED_DRAFTS
+    from dflash.model.draft_folder import SHIPPED_DRAFTS
 
     shipped = target.name in SHIPPED_DRAFTS
     return args.draft == "fresh" or (args.draft is None and (args.block_size is not None or not shipped))

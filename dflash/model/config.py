@@ -58,6 +58,25 @@ class DFlashConfig:
     def num_features(self) -> int:
         return len(self.target_layer_ids)
 
+    def check_target(self, name: str, *, hidden_size: int, vocab_size: int, depth: int) -> None:
+        """Refuse a target of these sizes that the draft was not made for; `name` is for the sentence.
+
+        Raises:
+            UserError: hidden size, vocabulary or depth differ.
+        """
+        expected = {
+            "hidden size": (self.hidden_size, hidden_size),
+            "vocabulary": (self.vocab_size, vocab_size),
+            "number of layers": (self.num_target_layers, depth),
+        }
+        wrong = [f"{what} {mine} instead of {theirs}" for what, (mine, theirs) in expected.items() if mine != theirs]
+        if wrong:
+            made_for = f" ({self.target_name})" if self.target_name else ""
+            raise UserError(
+                f"The draft was made for another target{made_for} than {name!r}: it expects {', '.join(wrong)}. Choose "
+                "the draft trained for this target."
+            )
+
     @classmethod
     def for_target(
         cls,

@@ -17,13 +17,11 @@ from dflash.errors import UserError
 from dflash.model.attention import Angles, DualSourceAttention
 from dflash.model.cache import DraftCache
 from dflash.model.config import DFlashConfig
+from dflash.model.draft_folder import CONFIG_FILE, WEIGHTS_FILE, check_whole, read_draft_config, seal, unseal
 from dflash.model.norm import RMSNorm
 from dflash.model.rotary import RotaryEmbedding
-from dflash.model.vocabulary import load_vocabulary, save_vocabulary
+from dflash.model.vocabulary import VOCABULARY_FILE, load_vocabulary, save_vocabulary
 from dflash.target import DTYPES, TargetModel
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 class SwiGLU(nn.Module):
@@ -146,18 +144,9 @@ class DFlashDraft(nn.Module):
         Raises:
             UserError: hidden size, vocabulary or depth differ.
         """
-        expected = {
-            "hidden size": (self.config.hidden_size, target.hidden_size),
-            "vocabulary": (self.config.vocab_size, target.vocab_size),
-            "number of layers": (self.config.num_target_layers, target.num_layers),
-        }
-        wrong = [f"{what} {mine} instead of {theirs}" for what, (mine, theirs) in expected.items() if mine != theirs]
-        if wrong:
-            made_for = f" ({self.config.target_name})" if self.config.target_name else ""
-            raise UserError(
-                f"The draft was made for another target{made_for} than {target.name!r}: it expects "
-                f"{', '.join(wrong)}. Choose the draft trained for this target."
-            )
+        self.config.check_target(
+            target.name, hidden_size=target.hidden_size, vocab_size=target.vocab_size, depth=target.num_layers
+        )
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the public folder form."""
@@ -175,15 +164,8 @@ class DFlashDraft(nn.Module):
         folder = Path(folder)
         if dtype not in DTYPES:
             raise UserError(f"Unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise UserError(f"Draft folder {str(folder)!r} holds no {name}: give a folder with both files.")
-        try:
-            config = DFlashConfig.from_public(json.loads((folder / CONFIG_FILE).read_text()))
-        except UserError as error:
-            raise UserError(f"Draft {str(folder)!r}: {error}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-            raise UserError(f"Draft {str(folder)!r}: {CONFIG_FILE} could not be read ({error}).") from error
+        config = read_draft_config(folder)
+        check_whole(folder)
         draft = cls(config)
         draft._load_weights(folder / WEIGHTS_FILE)
         draft.vocabulary = load_vocabulary(folder, config.vocab_size)
@@ -214,12 +196,17 @@ class DFlashDraft(nn.Module):
 def write_draft_folder(
     folder: Path | str, config: DFlashConfig, weights: dict[str, torch.Tensor], vocabulary: torch.Tensor | None = None
 ) -> None:
-    """The public folder form of a draft's weights: config.json and bf16 model.safetensors (both renamed into place)."""
+    """The public folder form of a draft's weights: config.json and bf16 model.safetensors (both renamed into place).
+
+    Checksums come last; other tools pass them over.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    unseal(folder)
     public = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in weights.items()}
     save_file(public, folder / f"{WEIGHTS_FILE}.tmp", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS_FILE}.tmp", folder / WEIGHTS_FILE)
     (folder / f"{CONFIG_FILE}.tmp").write_text(json.dumps(config.to_public(), indent=2) + "\n")
     os.replace(folder / f"{CONFIG_FILE}.tmp", folder / CONFIG_FILE)
     save_vocabulary(folder, vocabulary)
+    seal(folder, [CONFIG_FILE, WEIGHTS_FILE] + [VOCABULARY_FILE] * (vocabulary is not None))

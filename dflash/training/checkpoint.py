@@ -26,12 +26,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from dflash.errors import UserError
 from dflash.files import write_atomically
+from dflash.manifest import Entries, describe, find_damage, read_manifest, write_manifest
 from dflash.training.export import DraftExport
-from dflash.training.manifest import MANIFEST_FILE, Entries, describe, find_damage, read_manifest, write_manifest
 from dflash.training.training_state import TrainingState, write_tensors
 from dflash.training.world import World
 
 _LOG = logging.getLogger(__name__)
+_MANIFEST_FILE = "manifest.json"
 _TRAINER_FILE = "trainer.json"
 _BEST_FILE = "best.json"
 _IS_BEST = "is_best"  # in trainer.json
@@ -175,7 +176,7 @@ class CheckpointStore:
                 if not path.is_file() or path.stat().st_size != entry["size"]:
                     raise OSError(f"{name} of rank {rank} is not to be seen here: all ranks have to share the disk")
             entries |= part
-        write_manifest(staging, entries)
+        write_manifest(staging / _MANIFEST_FILE, entries)
         for folder in (staging / "state", staging / "draft", staging):
             _sync_folder(folder)
         if final.exists():
@@ -215,11 +216,11 @@ class CheckpointStore:
     def _find_damage(self, path: Path) -> str | None:
         """This rank's share of the files is looked through."""
         try:
-            entries = read_manifest(path)
+            entries = read_manifest(path / _MANIFEST_FILE)
         except FileNotFoundError:
-            return f"{MANIFEST_FILE} is missing, as in checkpoints of an older version"
+            return f"{_MANIFEST_FILE} is missing, as in checkpoints of an older version"
         except (OSError, ValueError) as error:
-            return f"{MANIFEST_FILE}: {_last_line(error)}"
+            return f"{_MANIFEST_FILE}: {_last_line(error)}"
         mine = sorted(entries)[self._world.rank :: self._world.size]
         try:
             return find_damage(path, {name: entries[name] for name in mine})

@@ -10,7 +10,8 @@ import torch
 from dflash.config import TrainConfig
 from dflash.errors import UserError
 from dflash.model.config import DFlashConfig
-from dflash.model.draft import CONFIG_FILE, DFlashDraft
+from dflash.model.draft import DFlashDraft
+from dflash.model.draft_folder import CONFIG_FILE
 from dflash.model.draft_types import draft_class
 from dflash.model.vocabulary import load_vocabulary
 from dflash.objectives.candidates import frequent_tokens

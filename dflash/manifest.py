@@ -1,4 +1,4 @@
-"""A checkpoint's list of files with sizes and checksums, by which damage is found before anything is loaded."""
+"""A folder's list of files with sizes and checksums, by which damage is found before anything is loaded."""
 
 import json
 import os
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dflash.files import naming
 
-MANIFEST_FILE = "manifest.json"
 _CHUNK = 1 << 22  # bytes read at a time
 
 Entries = dict[str, dict[str, int]]  # relative path -> size in bytes, crc32
@@ -19,22 +18,22 @@ def describe(folder: Path, files: Iterable[Path]) -> Entries:
     return {str(path.relative_to(folder)): _describe_file(path) for path in sorted(files)}
 
 
-def write_manifest(folder: Path, entries: Entries) -> None:
-    path = folder / MANIFEST_FILE
+def write_manifest(path: Path, entries: Entries) -> None:
+    """Write the list durably; `entries` as `describe` gave them."""
     with naming(path), open(path, "w", encoding="utf-8") as file:
         json.dump(entries, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_manifest(folder: Path) -> Entries:
+def read_manifest(path: Path) -> Entries:
     """Raises OSError or ValueError where there is none or it is damaged."""
-    entries = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    entries = json.loads(path.read_text(encoding="utf-8"))
     sound = isinstance(entries, dict) and all(
         isinstance(entry, dict) and {"size", "crc32"} <= entry.keys() for entry in entries.values()
     )
     if not sound:
-        raise ValueError(f"{MANIFEST_FILE} is not of the form that was written")
+        raise ValueError(f"{path.name} is not of the form that was written")
     return entries
 
 
