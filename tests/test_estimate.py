@@ -146,6 +146,10 @@ def test_every_saving_option_saves_what_it_is_for():
     assert parts(parallel={"cpu_offload": True})[name].on_host and not plain[name].on_host
     cached = parts(features={"source": "cache", "cache": "x"})
     assert cached["target weights"].bytes == 2 * 1000 * 320 * 2 and "target forward" not in cached
+    online = parts(features={"source": "online"}, online={"in_flight": 3})
+    assert online["target weights"] == cached["target weights"] and "target forward" not in online
+    ahead = online["features asked for ahead"]
+    assert ahead.on_host and ahead.bytes == 2 * 3 * (1 << 19)  # 200 tokens of 3 x 320 numbers, to a power of two
     fewer = parts(objective={"candidates": 100})["logits chunk"].bytes
     assert fewer < plain["logits chunk"].bytes
 
@@ -183,7 +187,8 @@ def test_steps_follow_from_epochs_and_counted_conversations():
     [({}, False), ({"metrics": {"decode_every": 100}}, True), ({"draft": {"init": "warm"}}, True)],
     ids=["nothing runs the target", "decoding", "warm start"],
 )
-def test_with_cached_features_the_whole_target_counts_where_something_runs_it(settings, whole):
-    config = make(features={"source": "cache", "cache": "features"}, **settings)
+@pytest.mark.parametrize("features", [{"source": "cache", "cache": "features"}, {"source": "online"}])
+def test_with_features_from_elsewhere_the_whole_target_counts_where_something_runs_it(settings, whole, features):
+    config = make(features=features, **settings)
     parts = {part.name: part.bytes for part in memory_per_rank(config, FACTS, draft_shape(config, FACTS), 2, "cuda")}
     assert parts["target weights"] == 2 * (FACTS.parameters if whole else 2 * FACTS.vocab_size * FACTS.hidden_size)

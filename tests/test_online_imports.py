@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from dflash.errors import UserError
-from dflash.online.master import MasterProcess, free_port
+from dflash.online.master import MasterProcess
+from dflash.online.ports import free_port
 from dflash.online.store import MooncakeStore, StoreSettings
 
 

@@ -58,7 +58,7 @@ def servers(store, tiny_target):
 
 @pytest.fixture
 def go_online(monkeypatch, store, servers):
-    def open_source(config, target, layer_ids, rows):
+    def open_source(config, target, layer_ids, rows, *, world, run_dir):
         layout = Layout(tuple(layer_ids), len(layer_ids) * target.hidden_size, target.dtype)
         addresses = [server.address for server in servers]
         return OnlineFeatures(addresses, store, layout, FetchSettings(key_prefix("run", "0"), in_flight=4))

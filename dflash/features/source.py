@@ -1,7 +1,8 @@
-"""The one interface behind which target features come from the trainer's own process or from disk."""
+"""The one interface behind which target features come from the trainer's own process, from disk or from servers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -13,6 +14,9 @@ from dflash.features.cached import CachedFeatures
 from dflash.features.identity import FeatureIdentity
 from dflash.features.in_process import InProcessFeatures
 from dflash.target import TargetModel
+
+if TYPE_CHECKING:
+    from dflash.training.world import World
 
 T = TypeVar("T")
 _AHEAD = 2  # one micro-batch is being prepared while another one waits
@@ -45,17 +49,32 @@ def looking_ahead(source: FeatureSource, items: Iterable[T], rows_of: Callable[[
 
 
 def open_source(
-    config: TrainConfig, target: TargetModel, layer_ids: Sequence[int], rows: Iterable[Row] = ()
+    config: TrainConfig,
+    target: TargetModel,
+    layer_ids: Sequence[int],
+    rows: Iterable[Row] = (),
+    *,
+    world: "World | None" = None,
+    run_dir: Path | None = None,
 ) -> FeatureSource:
     """The source that `features.source` names; a cache is checked for every document of `rows` right away.
 
-    With `features.source: cache` the target may have been loaded without its layers.
+    Unless it is "in_process" the target may have been loaded without its layers. What "online" puts into the store
+    belongs to a rank (`world`) of a run (`run_dir`); the others need neither.
 
     Raises:
-        UserError: the cache does not fit the run, is damaged or incomplete; the sentence says what mends it.
+        UserError: the cache does not fit the run, is damaged or incomplete; a server or the store cannot be reached or
+            does not fit it; the sentence says what mends it.
+        ValueError: "online" outside a run.
     """
     if config.features.source == "in_process":
         return InProcessFeatures(target, layer_ids)
+    if config.features.source == "online":
+        if world is None or run_dir is None:
+            raise ValueError("online features belong to a rank of a run")
+        from dflash.online.opening import open_online
+
+        return open_online(config, target, layer_ids, world, run_dir)
     if config.features.cache is None:
         raise UserError("features.source = 'cache' needs features.cache: set it to a folder of `dflash capture`.")
     identity = FeatureIdentity.of(config, target, layer_ids)

@@ -2,17 +2,17 @@
 
 import importlib.util
 import os
-import socket
 import stat
 from pathlib import Path
 
 from dflash.errors import UserError
 from dflash.online.child import Child
-from dflash.online.store import INSTALL, reachable
+from dflash.online.master_settings import MasterSettings
+from dflash.online.ports import why_unusable
+from dflash.online.store import reachable
+from dflash.online.store_errors import INSTALL
 
 _START_SECONDS = 30.0
-_LEASE_MS = 5000  # how long a read protects an object from an unforced removal; ours are forced
-_CLIENT_TTL_S = 5  # after so many seconds without a heartbeat a client's segment, and what lies in it, is dropped
 
 
 class MasterProcess:
@@ -26,10 +26,11 @@ class MasterProcess:
             ChildFailed: it ended while starting, or does not answer.
         """
         for number, purpose in ((port, "Mooncake's master"), (metrics_port, "Mooncake's metrics")):
-            _require_free(host, number, purpose)
-        reach = "127.0.0.1" if host == "0.0.0.0" else host
-        self.address, self.metrics = f"{reach}:{port}", f"{reach}:{metrics_port}"
-        self.child = Child("The Mooncake master", _command(host, port, metrics_port), log)
+            if reason := why_unusable(host, number):
+                raise UserError(f"Port {number} on {host} for {purpose} cannot be used ({reason}): choose another one.")
+        settings = MasterSettings(port, metrics_port, host)
+        self.address, self.metrics = settings.address, settings.metrics
+        self.child = Child("The Mooncake master", [str(master_program()), *settings.arguments()], log)
         try:
             self.child.wait_until(lambda: reachable(self.address) and reachable(self.metrics), _START_SECONDS)
         except BaseException:
@@ -47,39 +48,12 @@ class MasterProcess:
         self.stop()
 
 
-def free_port() -> int:
-    """A port on which nothing listens right now; another process may take it before it is used."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def master_program() -> Path:
+    """The program inside the wheel; the console script would only exec it.
 
-
-def _require_free(host: str, port: int, purpose: str) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger are no obstacle
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"Port {port} on {host} for {purpose} cannot be used ({error.strerror}): choose another one."
-            ) from error
-
-
-def _command(host: str, port: int, metrics_port: int) -> list[str]:
-    return [
-        str(_binary()),
-        f"--rpc_address={host}",
-        f"--rpc_port={port}",
-        f"--metrics_host={host}",
-        f"--metrics_port={metrics_port}",  # bound in any case: the default would collide with another master's
-        f"--default_kv_lease_ttl={_LEASE_MS}",
-        f"--client_ttl={_CLIENT_TTL_S}",
-        "--enable_metric_reporting=false",  # a line in the log every few seconds; the HTTP port has the same numbers
-    ]
-
-
-def _binary() -> Path:
-    """The program inside the wheel; the console script would only exec it."""
+    Raises:
+        UserError: mooncake is not installed.
+    """
     package = importlib.util.find_spec("mooncake")
     path = Path(package.origin).parent / "mooncake_master" if package and package.origin else None
     if path is None or not path.is_file():

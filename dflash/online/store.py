@@ -17,6 +17,7 @@ import torch
 
 from dflash.errors import UserError
 from dflash.online.store_errors import (
+    INSTALL,
     KeyTaken,
     MasterDown,
     MissingKey,
@@ -27,10 +28,6 @@ from dflash.online.store_errors import (
 )
 
 KEY_ROOT = "dflash"
-INSTALL = (
-    "install mooncake-transfer-engine-non-cuda (or, on a machine with CUDA, mooncake-transfer-engine; never both) and "
-    "the Debian packages libibverbs1, libcurl4 and libnuma1"
-)
 _LOCAL_BUFFER_BYTES = 16 << 20  # mooncake's own scratch; our data goes through registered buffers
 _PROBE_EVERY = 0.5  # seconds for which a master that answered counts as alive
 _BAD_ARGUMENT = -600

@@ -2,6 +2,11 @@
 
 from collections.abc import Sequence
 
+INSTALL = (
+    "install mooncake-transfer-engine-non-cuda (or, on a machine with CUDA, mooncake-transfer-engine; never both) and "
+    "the Debian packages libibverbs1, libcurl4 and libnuma1"
+)
+
 
 class StoreError(Exception):
     """A call to the store failed. `keys` are the objects it failed for, none where it concerns no object."""

@@ -44,6 +44,7 @@ def memory_per_rank(
         MemoryPart("logits chunk", logits_bytes(config, facts, shape)),
         MemoryPart("features", feature_bytes(config, shape, device_type)),
         MemoryPart("target forward", target_forward_bytes(config, facts)),
+        MemoryPart("features asked for ahead", announced_bytes(config, shape), on_host=True),
         MemoryPart("checkpoint being written", pending_save_bytes(config, shape) // shards, on_host=True),
     ]
     return [part for part in parts if part.bytes]
@@ -168,6 +169,17 @@ def feature_bytes(config: TrainConfig, shape: DraftShape, device_type: str) -> i
         ahead = 0 if config.features.source == "in_process" and device_type == "cpu" else 2
     one = config.run.micro_batch_size * config.data.max_length * shape.features * shape.hidden_size
     return one * _BYTES[config.target.dtype] * (1 + ahead)
+
+
+def announced_bytes(config: TrainConfig, shape: DraftShape) -> int:
+    """Page-locked memory in which online features arrive: at most two documents per request in flight, S*n*E*t each.
+
+    Buffers are powers of two, which rounds each of them up.
+    """
+    if config.features.source != "online":
+        return 0
+    numbers = config.data.max_length * shape.features * shape.hidden_size
+    return 2 * config.online.in_flight * (1 << (numbers * _BYTES[config.target.dtype] - 1).bit_length())
 
 
 def target_forward_bytes(config: TrainConfig, facts: TargetFacts) -> int:

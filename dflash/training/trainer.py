@@ -141,7 +141,8 @@ class Trainer:
         candidates = candidate_sampler(texts, wanted, self.target.vocab_size, self.device) if wanted else None
         self.step = DraftStep(self.draft, self.target, config, self.device, candidates)
         rows = [*self.data.training, *self.data.validation]
-        self.source = open_source(config, self.target, self.draft.config.target_layer_ids, rows)
+        ids = self.draft.config.target_layer_ids
+        self.source = open_source(config, self.target, ids, rows, world=world, run_dir=run.path)
         multiple = TILE if self.device.type == "cuda" else 1
         self._preparer = MicroBatchPreparer(self.source, self.device, multiple=multiple)
         self.decoding = self._decoding()

@@ -12,8 +12,10 @@ from dflash.errors import UserError
 from dflash.online.capture_proof import require_capture, require_proof
 from dflash.online.capture_record import CaptureFailed, CaptureRecord
 from dflash.online.capture_settings import CaptureSettings
-from dflash.online.master import MasterProcess, free_port
-from dflash.online.server import ServerProcess, ServerSettings
+from dflash.online.master import MasterProcess
+from dflash.online.ports import free_port
+from dflash.online.server import ServerProcess
+from dflash.online.server_settings import ServerSettings
 from dflash.online.store import MooncakeStore, StoreSettings, key_prefix
 from dflash.online.store_errors import StoreFull
 from dflash.target import TargetModel
@@ -237,7 +239,7 @@ def test_the_servers_command_line_for_gpus_and_for_a_cpu():
     cpu = ServerSettings("folder", (1, 9), 30000).arguments()
     assert {"--device=cpu", "--sleep-on-idle", "--disable-radix-cache", "--max-total-tokens=4096"} <= set(cpu)
     gpu = ServerSettings(
-        "org/model", (1, 9), 30000, gpus=(2, 3), memory_fraction=0.8, extra=("--log-level=error",)
+        "org/model", (1, 9), 30000, gpus=("2", "3"), memory_fraction=0.8, extra=("--log-level=error",)
     ).arguments()
     assert {"--tp-size=2", "--mem-fraction-static=0.8", "--log-level=error"} <= set(gpu)
     assert "--device=cpu" not in gpu and "--max-total-tokens=4096" not in gpu

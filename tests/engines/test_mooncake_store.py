@@ -16,7 +16,8 @@ import torch
 import dflash
 from dflash.errors import UserError
 from dflash.online.child import ChildFailed
-from dflash.online.master import MasterProcess, free_port
+from dflash.online.master import MasterProcess
+from dflash.online.ports import free_port
 from dflash.online.store import MooncakeStore, StoreSettings, key_prefix
 from dflash.online.store_errors import (
     KeyTaken,

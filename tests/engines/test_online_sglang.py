@@ -15,8 +15,10 @@ from dflash.features.prefetch import Prefetcher
 from dflash.features.source import looking_ahead
 from dflash.online.capture_settings import CaptureSettings
 from dflash.online.fetcher import FetchSettings, Layout
-from dflash.online.master import MasterProcess, free_port
-from dflash.online.server import ServerProcess, ServerSettings
+from dflash.online.master import MasterProcess
+from dflash.online.ports import free_port
+from dflash.online.server import ServerProcess
+from dflash.online.server_settings import ServerSettings
 from dflash.online.source import OnlineFeatures
 from dflash.online.store import MooncakeStore, StoreSettings, key_prefix, usage
 from dflash.target import TargetModel

@@ -17,7 +17,8 @@ from dflash.data.rows import Row
 from dflash.features.prefetch import Prefetcher
 from dflash.features.source import looking_ahead
 from dflash.online.fetcher import FetchSettings, Layout
-from dflash.online.master import MasterProcess, free_port
+from dflash.online.master import MasterProcess
+from dflash.online.ports import free_port
 from dflash.online.source import OnlineFeatures
 from dflash.online.store import MooncakeStore, StoreSettings, key_prefix, usage
 

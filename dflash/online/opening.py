@@ -1,0 +1,118 @@
+"""Opening the online source for one rank of a run: the right servers, a store without leftovers, keys of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dflash.config import TrainConfig
+from dflash.errors import UserError
+from dflash.online.capture_proof import require_capture, require_proof, server_info
+from dflash.online.endpoints import Endpoints
+from dflash.online.fetcher import FetchSettings, Layout
+from dflash.online.generation import new_generation, rank_prefix, run_id, run_prefix
+from dflash.online.source import OnlineFeatures
+from dflash.online.store import MooncakeStore, StoreSettings
+from dflash.online.store_errors import StoreError
+from dflash.online.tokenizer_proof import require_same_tokenizer
+from dflash.target import TargetModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dflash.training.world import World
+
+
+def open_online(
+    config: TrainConfig, target: TargetModel, layer_ids: Sequence[int], world: "World", run_dir: Path
+) -> OnlineFeatures:
+    """The source of this rank. What earlier sittings of the run left in the store is removed first.
+
+    Raises:
+        UserError: a server or the store cannot be reached, or does not fit the run; every rank raises it.
+    """
+    endpoints = Endpoints.of(config)
+    store = join_store(config, endpoints)
+    try:
+
+        def prepare() -> tuple[str, str]:
+            if not endpoints.proved:
+                prove(endpoints, layer_ids, store, target.tokenizer)
+            sweep_run(store, run_dir)
+            return run_id(run_dir), new_generation()
+
+        run, generation = world.on_main(prepare)
+        layout = Layout(tuple(layer_ids), len(layer_ids) * target.hidden_size, target.dtype)
+        online = config.online
+        settings = FetchSettings(
+            rank_prefix(run, generation, world.rank),
+            in_flight=online.in_flight,
+            answer_seconds=online.answer_seconds,
+            patience=online.patience,
+        )
+        return OnlineFeatures(endpoints.servers, store, layout, settings, gpus=_gpus(endpoints))
+    except BaseException:
+        store.close()
+        raise
+
+
+def join_store(config: TrainConfig, endpoints: Endpoints) -> MooncakeStore:
+    """A client that reads and removes.
+
+    Raises:
+        UserError: mooncake is not usable here, or the master does not answer.
+    """
+    online = config.online
+    return MooncakeStore.connect(
+        StoreSettings(
+            endpoints.master,
+            endpoints.metrics,
+            host=endpoints.host,
+            protocol=online.protocol,
+            devices=",".join(online.rdma_devices),
+        )
+    )
+
+
+def prove(
+    endpoints: Endpoints, layer_ids: Sequence[int], store: MooncakeStore, tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    """See that every server captures these layers, into this store, of a target that reads text as the trainer does.
+
+    Raises:
+        UserError: naming the server, and what is wrong with it.
+    """
+    for url in endpoints.servers:
+        prove_server(url, layer_ids, store, tokenizer)
+
+
+def prove_server(
+    url: str, layer_ids: Sequence[int], store: MooncakeStore, tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    """The same for one server."""
+    require_proof(url, layer_ids=layer_ids)
+    require_same_tokenizer(url, lambda text: tokenizer.encode(text, add_special_tokens=False))
+    require_capture(url, store)
+
+
+def sweep_run(store: MooncakeStore, run_dir: Path) -> int:
+    """Remove all that a run has in the store; returns how many objects there were.
+
+    Raises:
+        UserError: the store does not answer.
+    """
+    try:
+        return store.sweep(run_prefix(run_dir))
+    except StoreError as error:
+        raise UserError(f"The store could not be cleared of what the run left there: {error}") from error
+
+
+def _gpus(endpoints: Endpoints) -> dict[str, int]:
+    """GPUs of each server: as the launcher says, else as the server itself does; a server without any is left out."""
+    if endpoints.gpus is not None:
+        return dict.fromkeys(endpoints.servers, endpoints.gpus)
+    counts = {}
+    for url in endpoints.servers:
+        info = server_info(url)
+        if info.get("device") == "cuda":
+            counts[url] = info.get("tp_size", 1) * info.get("pp_size", 1)
+    return counts

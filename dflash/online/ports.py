@@ -1,0 +1,21 @@
+"""TCP ports of this machine: which one is free, and whether a given one is."""
+
+import socket
+
+
+def free_port() -> int:
+    """A port on which nothing listens right now; another process may take it before it is used."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def why_unusable(host: str, port: int) -> str | None:
+    """Why nothing can listen there, None where it can; `host` is an address of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger are no obstacle
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
