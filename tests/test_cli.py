@@ -271,6 +271,57 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_prompt(
     assert json.loads(out.read_text())["pooled"]["prompts"] == 3
 
 
+def test_a_finished_evaluation_is_replaced_only_when_asked_to(tiny_models, prompt_file, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    arguments = ["evaluate", "--prompts", prompt_file("math", 1), "--json", str(out), *tiny_models]
+    assert main([*arguments, "--max-new-tokens", "4"]) == 0
+    before = out.read_bytes()
+    assert main([*arguments, "--max-new-tokens", "6"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert main([*arguments, "--max-new-tokens", "6", "--overwrite"]) == 0
+    assert json.loads(out.read_text())["settings"]["max_new_tokens"] == 6
+
+
+def test_several_drafts_are_measured_in_one_go_with_a_file_each(
+    tiny_models, tiny_target, prompt_file, tmp_path, capsys
+):
+    checkpoint = tmp_path / "run-1" / "checkpoints" / "step_0000002"
+    other = DFlashDraft(DFlashConfig.for_target(tiny_target, num_hidden_layers=1, num_features=2, block_size=3))
+    other.save_pretrained(checkpoint / "draft")
+    out = tmp_path / "results"
+    arguments = ["evaluate", "--prompts", prompt_file("math", 1), "--json", str(out), "--max-new-tokens", "4"]
+    assert main([*arguments, "--draft", str(checkpoint / "draft"), *tiny_models]) == 0
+    names = {path.name: json.loads(path.read_text())["draft_name"] for path in out.iterdir()}
+    assert names["run-1-step_0000002.json"] == "run-1/step_0000002" and len(names) == 2
+    assert {json.loads(path.read_text())["settings"]["block_size"] for path in out.iterdir()} == {3, 4}
+    assert "draft run-1/step_0000002" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompts", "twice.jsonl"], ["'a'", "set 'twice'"]),
+        (["--prompts", "good.jsonl", "--draft", "nowhere"], ["'nowhere'", "no folder"]),
+        (["--prompts", "good.jsonl", "--json", "finished.json"], ["finished.json", "--overwrite"]),
+    ],
+)
+def test_evaluate_refuses_before_it_imports_torch(options, said, tmp_path):
+    line = '{"id": "a", "turns": ["good"]}\n'
+    (tmp_path / "good.jsonl").write_text(line)
+    (tmp_path / "twice.jsonl").write_text(2 * line)
+    (tmp_path / "finished.json").write_text("{}")
+    code = (
+        "import sys\nfrom dflash.cli.main import main\n"
+        f"code = main(['evaluate', *{options!r}])\n"
+        "sys.exit(code if 'torch' not in sys.modules else 99)"
+    )
+    root = str(Path(__file__).resolve().parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert_one_sentence(result, *said)
+
+
 def test_two_sets_of_one_name_are_refused(prompt_file, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     other = Path(prompt_file("math", 1)).rename(tmp_path / "other" / "math.jsonl")

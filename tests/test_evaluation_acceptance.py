@@ -34,7 +34,7 @@ def test_wilson_intervals_match_published_values():
 
 def test_positions_never_reached_have_counts_but_no_rate():
     record = json.loads(json.dumps(AcceptanceCounts((3, 0, 0)).to_dict()))
-    assert record["tau"] == 1.0
+    assert record["tau_uncut"] == 1.0
     assert record["conditional"][1] == {"position": 2, "hits": 0, "total": 0, "value": None, "interval_95": None}
     assert AcceptanceCounts((0, 0)).tau is None
 
@@ -43,3 +43,14 @@ def test_positions_never_reached_have_counts_but_no_rate():
 def test_impossible_histograms_are_refused(histogram):
     with pytest.raises(UserError, match="histogram"):
         AcceptanceCounts(histogram)
+
+
+def test_shorter_blocks_are_read_off_the_counts_of_longer_ones():
+    counts = AcceptanceCounts((4, 3, 0, 1))
+    assert counts.shortened(4) == counts
+    assert counts.shortened(3) == AcceptanceCounts((4, 3, 1))
+    assert counts.shortened(2) == AcceptanceCounts((4, 4))
+    assert counts.shortened(3).tau == 1 + sum(p.value for p in counts.cumulative[:2])
+    for size in (1, 5):
+        with pytest.raises(UserError, match="2 to 4"):
+            counts.shortened(size)

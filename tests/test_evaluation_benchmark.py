@@ -7,18 +7,21 @@ import torch
 
 import dflash.evaluation.benchmark as benchmark
 from dflash.data.conversations import Prompt
+from dflash.decoding.comparison import Comparison
 from dflash.decoding.engine import Engine
 from dflash.decoding.sampling import Sampling
 from dflash.errors import UserError
 from dflash.evaluation.benchmark import EvaluationSettings, evaluate, evaluate_to_file
-from dflash.evaluation.results import pool
+from dflash.evaluation.journal import progress_of
+from dflash.evaluation.results import pool, result_of
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
+from scripted_proposer import ScriptedProposer
 
 PROMPTS = [
-    Prompt("a", ["Two words", "And then?"], "math"),
-    Prompt("b", ["Another one"], "code"),
-    Prompt("c", ["A third"], "math"),
+    Prompt("a", ["Two words", "And then?"], "math", "English", "one"),
+    Prompt("b", ["Another one"], "code", "English", "one"),
+    Prompt("c", ["A third"], "math", "German", "two"),
 ]
 SETTINGS = EvaluationSettings(max_new_tokens=12)
 
@@ -46,8 +49,27 @@ def test_every_prompt_is_paired_checked_and_pooled(engine):
     assert pooled["speedup"] == sorted(r["speedup"] for r in report["results"])[1]
     assert pooled["acceptance"]["steps"] == pooled["steps"]
     assert len(pooled["acceptance"]["cumulative"]) == 3
-    assert {name: p["prompts"] for name, p in report["by_category"].items()} == {"code": 1, "math": 2}
+    for field, sizes in {
+        "by_set": {"one": 2, "two": 1},
+        "by_category": {"math": 2, "code": 1},
+        "by_language": {"English": 2, "German": 1},
+    }.items():
+        assert {name: p["prompts"] for name, p in report[field].items()} == sizes
     assert report["machine"]["dtype"] == "float32" and report["machine"]["threads"] == 1
+
+
+def test_tau_as_emitted_and_tau_of_uncut_blocks_have_names_of_their_own(tiny_target):
+    text = Engine(tiny_target).decode_target([1, 2, 3], max_new_tokens=64, stop_ids=()).finish().tokens
+    engine = Engine(tiny_target, proposer=ScriptedProposer(text, lambda rng: 3))
+    trace = engine.decode_draft([1, 2, 3], max_new_tokens=7, stop_ids=()).finish()
+    pooled = pool([_result(trace)])
+    assert pooled["tau"] == 3, "6 tokens behind the prefill's one, in 2 steps: the limit cut the second block"
+    assert pooled["acceptance"]["tau_uncut"] == 4
+
+
+def _result(trace) -> dict:
+    labels = {"set": "s", "id": "a", "category": "c", "language": "l", "skipped": 0}
+    return labels | result_of(Comparison(trace, trace, None, None, None))
 
 
 def test_the_order_of_the_two_sides_alternates(engine):
@@ -75,7 +97,7 @@ def test_prompts_are_checked_before_anything_is_decoded(engine, monkeypatch):
     monkeypatch.setattr(engine, "warm_up", lambda *_: pytest.fail("decoded before checking"))
     with pytest.raises(UserError, match="'long'.*context"):
         quiet(engine, [PROMPTS[0], Prompt("long", ["x" * 600])])
-    with pytest.raises(UserError, match="Two prompts have the id 'a'"):
+    with pytest.raises(UserError, match="Two prompts of set 'one' have the id 'a'"):
         quiet(engine, [PROMPTS[0], PROMPTS[0]])
     with pytest.raises(UserError, match="turns"):
         EvaluationSettings(turns="last")
@@ -96,6 +118,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(engine, tmp_path, monkey
     partial = tmp_path / "new" / "out.json.partial.jsonl"
     with open(partial, "ab") as file:
         file.write(b'{"key": "torn')
+    assert progress_of(out) == (3, 3)
     decoded = []
     real = benchmark.compare
     monkeypatch.setattr(benchmark, "compare", lambda *a, **k: (decoded.append(a[1]), real(*a, **k))[1])
@@ -103,6 +126,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(engine, tmp_path, monkey
     assert len(decoded) == 1, "the third was on disk before its callback failed, so only the new prompt is decoded"
     assert report["results"][:2] == seen
     assert json.loads(out.read_text()) == report
+    assert progress_of(out) is None
     assert not partial.exists()
 
 

@@ -1,8 +1,6 @@
 """`dflash evaluate`: prompt sets with and without the draft; tau, speed-up, acceptance per position, identity."""
 
 import argparse
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +8,12 @@ from dflash.cli.options import (
     add_decoding_options,
     add_machine_options,
     check_writable,
-    load_engine,
+    load_target,
     sampling_of,
     whole_number,
 )
 from dflash.errors import UserError
-from dflash.files import write_atomically
+from dflash.evaluation.draft_names import draft_label, file_name
 
 if TYPE_CHECKING:
     from dflash.data.conversations import Prompt
@@ -28,8 +26,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "evaluate",
         help="measure a draft on prompt files",
         description="Decode every prompt by the target alone and by draft and target together, pair after pair "
-        "on the same engine, and pool: tau (tokens per target forward), speed-up (median over the prompts' pairs), how "
-        "many outputs were identical, acceptance per position. Exits with 1 when an output was not identical.",
+        "on the same engine, and pool: tau (emitted tokens per target forward, a last block counted as the stop token or "
+        "the limit cut it; tau_uncut beside it in OUT counts every block in full), speed-up (median over the prompts' "
+        "pairs), how many outputs were identical, acceptance per position. Exits with 1 when an output was not "
+        "identical.",
     )
     parser.add_argument(
         "--prompts",
@@ -37,7 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="append",
         required=True,
         metavar="FILE",
-        help="JSONL with `id`, `category` and `turns`; a set named after the file; may be repeated",
+        help="JSONL with `turns` and, where there are any, `id`, `category` and `language`; a set named after the file; "
+        "may be repeated. A prompt without a category counts under its set, one without a language under its script",
     )
     parser.add_argument("--limit", type=whole_number(1), metavar="N", help="prompts of each file; left out, all")
     parser.add_argument(
@@ -48,45 +49,65 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--json",
         type=Path,
         metavar="OUT",
-        help="write per-prompt and pooled results here; an interrupted evaluation goes on from OUT.partial.jsonl",
+        help="write per-prompt and pooled results here, and where each block died; with several --draft, a folder for one "
+        "file each. An interrupted evaluation goes on from OUT.partial.jsonl",
     )
-    add_decoding_options(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished OUT")
+    add_decoding_options(parser, several_drafts=True)
     add_machine_options(parser)
     parser.set_defaults(run=run, kept="with --json every finished prompt is kept: run the same command again to go on.")
 
 
 def run(args: argparse.Namespace) -> int:
-    prompts = _read_sets(args.prompts, args.limit)
-    if args.json:
-        check_writable(args.json)
+    from dflash.evaluation.prompt_sets import read_sets
 
-    from dflash.evaluation.benchmark import EvaluationSettings, evaluate
-    from dflash.evaluation.results import pool
+    prompts = read_sets(args.prompts, args.limit)
+    drafts = _drafts(args)
+
+    from dflash.decoding.engine import Engine
+    from dflash.evaluation.benchmark import EvaluationSettings, evaluate, evaluate_to_file
+    from dflash.model.loading import load_draft
 
     settings = EvaluationSettings(args.max_new_tokens, sampling_of(args), args.block_size, args.turns)
-    partial = args.json.with_name(args.json.name + ".partial.jsonl") if args.json else None
-    report = evaluate(load_engine(args), prompts, settings, journal_path=partial)
-    by_set: dict[str, list[dict]] = {file.stem: [] for file in args.prompts}
-    for result in report["results"]:
-        result["set"], _, result["id"] = result["id"].partition("/")
-        by_set[result["set"]].append(result)
-    report["by_set"] = {name: pool(results) for name, results in by_set.items()}
-    if args.json:
-        write_atomically(args.json, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        partial.unlink()
-    print(_table(report["by_set"] | {"all": report["pooled"]}))
-    print(_acceptance_line(report["pooled"]["acceptance"]))
-    return 0 if report["pooled"]["identical"] == report["pooled"]["checked"] else 1
+    target = load_target(args)
+    all_identical = True
+    for name, out in drafts.items():
+        engine = Engine(target, load_draft(name, target))
+        label = draft_label(name)
+        if len(drafts) > 1:
+            print(f"draft {label}")
+        if out:
+            report = evaluate_to_file(engine, prompts, out, settings, draft_name=label)
+        else:
+            report = evaluate(engine, prompts, settings)
+        print(_table(report["by_set"] | {"all": report["pooled"]}))
+        print(_acceptance_line(report["pooled"]["acceptance"]))
+        all_identical &= report["pooled"]["identical"] == report["pooled"]["checked"]
+    return 0 if all_identical else 1
 
 
-def _read_sets(files: list[Path], limit: int | None) -> list["Prompt"]:
-    """All prompts, their ids prefixed with `<set>/`, so that two sets may use the same ids."""
-    from dflash.data.conversations import read_prompts
+def _drafts(args: argparse.Namespace) -> dict[str, Path | None]:
+    """Each draft's name with the file for its results, if results are to be kept; everything refused before loading."""
+    from dflash.model.draft_folder import find_draft
 
-    names = [file.stem for file in files]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"Two prompt files are called {twice!r}: rename one, since sets are named after their files.")
-    return [replace(prompt, id=f"{file.stem}/{prompt.id}") for file in files for prompt in read_prompts(file, limit)]
+    names = list(dict.fromkeys(args.draft or ["default"]))
+    for name in names:
+        find_draft(name, args.target)
+    if args.json is None:
+        return dict.fromkeys(names)
+    if len(names) == 1:
+        outs = [args.json]
+        if args.json.is_dir():
+            raise UserError(f"{args.json} is a folder: give --json a file, or several --draft to fill the folder.")
+    else:
+        outs = [args.json / f"{file_name(draft_label(name))}.json" for name in names]
+    if twice := next((out for out in outs if outs.count(out) > 1), None):
+        raise UserError(f"The results of two drafts would both be {twice}: give the drafts' folders different names.")
+    for out in outs:
+        if out.exists() and not args.overwrite:
+            raise UserError(f"{out} is a finished evaluation: add --overwrite to replace it, or give another file.")
+        check_writable(out)
+    return dict(zip(names, outs, strict=True))
 
 
 def _table(pools: dict[str, dict]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from dflash.devices import is_device_name
 from dflash.embedded import EMBEDDED_NAME
 from dflash.errors import UserError
 
@@ -85,6 +86,13 @@ def number_between(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def device_name(text: str) -> str:
+    """An argparse type: the name of a torch device, be it here or not."""
+    if not is_device_name(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: choose auto, cpu, cuda, cuda:1, ...")
+    return text
+
+
 def words(text: str) -> str:
     """An argparse type: text that is not empty."""
     if not text.strip():
@@ -99,15 +107,21 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--target", metavar="T", default=EMBEDDED_NAME, help="the embedded target's name, a Hugging Face id or a folder"
     )
     group.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of target and draft")
-    group.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
+    group.add_argument("--device", type=device_name, default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
     group.add_argument("--threads", type=whole_number(1), metavar="N", help="CPU threads; left out, torch's own choice")
 
 
-def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    """--draft, --block-size, --temperature, --rule, --seed."""
+def add_decoding_options(parser: argparse.ArgumentParser, *, several_drafts: bool = False) -> None:
+    """--draft (with `several_drafts` a list, None when left out), --block-size, --temperature, --rule, --seed."""
     group = parser.add_argument_group("decoding")
     group.add_argument(
-        "--draft", metavar="D", default="default", help="a draft folder, or the one shipped for the target"
+        "--draft",
+        metavar="D",
+        action="append" if several_drafts else "store",
+        default=None if several_drafts else "default",
+        help="a draft folder; left out, the one shipped for the target; may be repeated"
+        if several_drafts
+        else "a draft folder, or the one shipped for the target",
     )
     group.add_argument(
         "--block-size",
@@ -169,13 +183,6 @@ def check_device(name: str) -> None:
         raise UserError(f"Device {name!r} cannot be used here: choose one of {available}.") from error
 
 
-def assumed_device_type(name: str) -> str:
-    """The type of a torch device, for planning without torch: "auto" is CUDA where NVIDIA's driver is loaded."""
-    if name == "auto":
-        return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
-    return name.partition(":")[0]
-
-
 def check_writable(path: Path) -> None:
     """Refuse an output path now rather than after the work: its folder is made, and the file opened once.
 
@@ -216,6 +223,10 @@ def load_target(args: argparse.Namespace) -> "TargetModel":
     Raises:
         UserError: no such target or device.
     """
+    from dflash.target_source import check_target_reachable
+
+    check_target_reachable(args.target)
+
     from dflash.target import TargetModel
 
     device = use_machine(args)
@@ -232,6 +243,19 @@ def hide_loading_bars() -> None:
     disable_progress_bar()
     if show_downloads:
         enable_progress_bars()  # the line above takes the bars of downloads away as well
+
+
+def check_models(args: argparse.Namespace) -> None:
+    """Refuse --target, --draft and --block-size where small files already tell, without importing torch.
+
+    Raises:
+        UserError: no such target or draft, or they do not fit one another.
+    """
+    from dflash.model.draft_folder import check_draft
+    from dflash.target_source import check_target_reachable
+
+    check_target_reachable(args.target)
+    check_draft(args.draft, args.target, args.block_size)
 
 
 def load_engine(args: argparse.Namespace) -> "Engine":

@@ -26,15 +26,19 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Prompt:
-    """An evaluation or training prompt: the user's turns, in order."""
+    """An evaluation or training prompt: the user's turns, in order. `set` is the name of the file it came from."""
 
     id: str
     turns: list[str]
     category: str = ""
+    language: str = ""
+    set: str = ""
 
 
 def read_prompts(path: Path | str, limit: int | None = None, *, id_prefix: str = "") -> list[Prompt]:
-    """All prompts of a JSONL file with `id`, `category` and `turns`; a bad line is named by number and reason.
+    """All prompts of a JSONL file with `turns` and, where given, `id`, `category` and `language`.
+
+    A bad line is named by number and reason.
 
     A prompt without an `id` goes by `id_prefix` and its line number.
     """
@@ -43,7 +47,8 @@ def read_prompts(path: Path | str, limit: int | None = None, *, id_prefix: str =
         turns = record.get("turns")
         if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
             raise Rejected("`turns` must be a non-empty list of non-empty strings", where)
-        return Prompt(str(record.get("id", f"{id_prefix}{number}")), turns, str(record.get("category", "")))
+        words = {name: str(record.get(name) or "") for name in ("category", "language")}
+        return Prompt(str(record.get("id", f"{id_prefix}{number}")), turns, **words, set=Path(path).stem)
 
     return _read_all(path, limit, parse, "prompts: each line is an object with `id`, `category` and `turns`")
 

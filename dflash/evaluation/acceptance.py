@@ -4,7 +4,7 @@ With h[i] steps of i accepted drafts and B slots in a block (B - 1 of them draft
 
     c_k = sum_{i>=k} h[i] / sum h        cumulative: position k and all before it were accepted
     a_k = c_k / c_{k-1}, c_0 = 1         conditional: position k was accepted, given those before it
-    tau = 1 + sum_k c_k                  tokens per target forward
+    tau = 1 + sum_k c_k                  tokens per target forward, of blocks that nothing cuts
 
 Positions are never multiplied as if they were independent. Counts pool by adding; rates do not.
 """
@@ -86,17 +86,30 @@ class AcceptanceCounts:
         reached = self._reached()
         return [Proportion(after, before) for before, after in zip(reached, reached[1:], strict=False)]
 
+    def shortened(self, block_size: int) -> "AcceptanceCounts":
+        """The same steps as if every block had ended after `block_size` slots, the anchor's included.
+
+        An estimate of what that block size would accept: a draft that is given fewer slots may propose otherwise.
+
+        Raises:
+            UserError: the size is below 2 or above the counted one.
+        """
+        if not 2 <= block_size <= len(self.histogram):
+            raise UserError(f"Block size {block_size} cannot be read off these counts: choose 2 to {len(self.histogram)}.")
+        kept = self.histogram[: block_size - 1]
+        return AcceptanceCounts((*kept, self.steps - sum(kept)))
+
     @property
     def tau(self) -> float | None:
         """Tokens per target forward if no block were cut by a stop token or a limit; None without steps."""
         return 1 + sum(self._reached()[1:]) / self.steps if self.steps else None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe: histogram, tau, and both kinds of acceptance with counts and intervals, positions from 1."""
+        """JSON-safe: histogram, tau of uncut blocks, and both kinds of acceptance with counts and intervals, positions from 1."""
         return {
             "histogram": list(self.histogram),
             "steps": self.steps,
-            "tau": self.tau,
+            "tau_uncut": self.tau,
             "cumulative": _numbered(self.cumulative),
             "conditional": _numbered(self.conditional),
         }

@@ -16,10 +16,12 @@ from dflash.decoding.engine import Engine
 from dflash.decoding.prompt import render_prompt
 from dflash.decoding.sampling import Sampling
 from dflash.errors import UserError
-from dflash.evaluation.journal import Journal
+from dflash.evaluation.detail import detail_of
+from dflash.evaluation.journal import Journal, partial_of
 from dflash.evaluation.machine import describe_machine
-from dflash.evaluation.results import Result, pool, result_of
-from dflash.files import write_atomically
+from dflash.evaluation.prompt_sets import CATEGORY_RULE, LANGUAGE_RULE, check_ids
+from dflash.evaluation.report_file import FORMAT, write_report
+from dflash.evaluation.results import Result, pool, pool_by, result_of
 
 TURNS = ("first", "all")
 
@@ -61,7 +63,8 @@ def evaluate(
         on_result: called with each result, restored ones included.
 
     Returns:
-        JSON-safe: `settings`, `machine`, `pooled`, `by_category` and `results` (one per prompt and turn).
+        JSON-safe: `format`, `settings`, `machine`, `rules` (what category and language mean), `pooled`, `by_set`,
+        `by_category`, `by_language` and `results`, one per prompt and turn, each with its `detail`.
 
     Raises:
         UserError: no draft, an empty or too long prompt, two prompts of one id, or a journal of another evaluation.
@@ -69,7 +72,7 @@ def evaluate(
     described = describe_settings(engine, settings)
     _check_prompts(engine, prompts, settings)
     machine = describe_machine(engine)
-    journal = Journal(journal_path, described | {"machine": machine}) if journal_path else None
+    journal = Journal(journal_path, described | {"machine": machine, "format": FORMAT}, len(prompts)) if journal_path else None
     results: list[Result] = []
     try:
         engine.warm_up(settings.block_size)
@@ -85,12 +88,15 @@ def evaluate(
     finally:
         if journal:
             journal.close()
-    categories = sorted({result["category"] for result in results})
     return {
+        "format": FORMAT,
         "settings": described,
         "machine": machine,
+        "rules": {"category": CATEGORY_RULE, "language": LANGUAGE_RULE},
         "pooled": pool(results),
-        "by_category": {name: pool([r for r in results if r["category"] == name]) for name in categories},
+        "by_set": pool_by(results, "set"),
+        "by_category": pool_by(results, "category"),
+        "by_language": pool_by(results, "language"),
         "results": results,
     }
 
@@ -101,13 +107,18 @@ def evaluate_to_file(
     out: Path,
     settings: EvaluationSettings = EvaluationSettings(),
     *,
+    draft_name: str = "",
     progress: bool = True,
     on_result: Callable[[Result], None] | None = None,
 ) -> dict[str, Any]:
-    """`evaluate`, written to `out` as JSON; an interrupted evaluation goes on from `<out>.partial.jsonl`."""
-    partial = out.with_name(out.name + ".partial.jsonl")
+    """`evaluate`, written to `out` as JSON; an interrupted evaluation goes on from `<out>.partial.jsonl`.
+
+    `draft_name` is what people call the draft: it is kept beside the settings, which hold its fingerprint.
+    """
+    partial = partial_of(out)
     report = evaluate(engine, prompts, settings, journal_path=partial, progress=progress, on_result=on_result)
-    write_atomically(out, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    report["draft_name"] = draft_name or report["settings"]["draft"]
+    write_report(out, report)
     partial.unlink()
     return report
 
@@ -147,15 +158,16 @@ def _evaluate_prompt(
     history: list[str] = []
     ids = _render(engine, prompt, turns[:1], settings)
     for turn, text in enumerate(turns):
-        key = f"{prompt.id}/{turn}/{hashlib.sha256(str(ids).encode()).hexdigest()[:12]}"
+        key = f"{prompt.set}/{prompt.id}/{turn}/{hashlib.sha256(str(ids).encode()).hexdigest()[:12]}"
         result = journal.get(key) if journal else None
         if result is None:
             compared = compare(
                 engine, ids, settings.max_new_tokens, settings.sampling, settings.block_size, draft_first=draft_first
             )
             answer = engine.target.tokenizer.decode(compared.draft.tokens, skip_special_tokens=True)
-            result = {"id": prompt.id, "category": prompt.category, "turn": turn, "draft_first": draft_first}
-            result |= result_of(compared) | {"answer": answer}
+            result = {name: getattr(prompt, name) for name in ("set", "id", "category", "language")}
+            result |= {"turn": turn, "draft_first": draft_first} | result_of(compared) | {"answer": answer}
+            result["detail"] = detail_of(engine.target, ids, compared.draft)  # only now, behind the timed pair
             if journal:
                 journal.add(key, result)
         history += [text, result["answer"]]
@@ -176,11 +188,8 @@ def _next_turn(engine: Engine, turns: list[str], settings: EvaluationSettings) -
 
 def _check_prompts(engine: Engine, prompts: Sequence[Prompt], settings: EvaluationSettings) -> None:
     """Every complaint about prompts before anything slow begins."""
-    seen: set[str] = set()
+    check_ids(prompts)
     for prompt in prompts:
-        if prompt.id in seen:
-            raise UserError(f"Two prompts have the id {prompt.id!r}: give each its own.")
-        seen.add(prompt.id)
         _render(engine, prompt, prompt.turns[:1], settings)
 
 

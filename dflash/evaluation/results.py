@@ -11,7 +11,10 @@ Result = dict[str, Any]
 
 
 def result_of(compared: Comparison) -> Result:
-    """The figures of one paired run. Times are seconds, speeds tokens per second, both without the prefill."""
+    """The figures of one paired run. Times are seconds, speeds tokens per second, both without the prefill.
+
+    `tau` is emitted tokens per target forward: a last block cut by a stop token or the limit counts what it emitted.
+    """
     target, draft = compared.target, compared.draft
     return {
         "prompt_tokens": draft.prompt_tokens,
@@ -40,15 +43,16 @@ def result_of(compared: Comparison) -> Result:
 def pool(results: Sequence[Result]) -> dict[str, Any]:
     """One summary of many results of `evaluate`, also across prompt sets.
 
-    `tau` is all tokens over all target forwards; `speedup` the median of the paired ratios; `identical` how many of
-    the `checked` results equal plain decoding; `acceptance` from the pooled histogram.
+    `tau` is all emitted tokens over all target forwards, last blocks counted as the stop token or the limit cut them;
+    `acceptance`, from the pooled histogram, counts every block in full, and so does its `tau_uncut`. `speedup` is the
+    median of the paired ratios, `identical` how many of the `checked` results equal plain decoding.
     """
     speedups = [r["speedup"] for r in results if r["speedup"] is not None]
     checked = [r["identical"] for r in results if r["identical"] is not None]
     steps, tokens = _total(results, "steps"), _total(results, "decoded_tokens")
     histograms = [r["accepted_histogram"] for r in results]
     return {
-        "prompts": len({r["id"] for r in results}),
+        "prompts": len({(r["set"], r["id"]) for r in results}),
         "turns": len(results),
         "skipped": _total(results, "skipped"),
         "steps": steps,
@@ -66,6 +70,14 @@ def pool(results: Sequence[Result]) -> dict[str, Any]:
         "target_step_ms": _milliseconds(_total(results, "target_seconds"), _total(results, "target_steps")),
         "acceptance": AcceptanceCounts.pooled(histograms).to_dict() if results else None,
     }
+
+
+def pool_by(results: Sequence[Result], field: str) -> dict[str, dict[str, Any]]:
+    """`pool` of the results that share a `set`, `category` or `language`, in the order they first appear."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result[field], []).append(result)
+    return {name: pool(members) for name, members in groups.items()}
 
 
 def _total(results: Sequence[Result], name: str) -> float:

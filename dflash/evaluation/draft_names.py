@@ -1,0 +1,23 @@
+"""What people call a draft, and a file name for results about it. Needs no torch."""
+
+import re
+from pathlib import Path
+
+_SHIPPED_NAMES = (None, "", "default", "shipped")
+
+
+def draft_label(name: str | None) -> str:
+    """"shipped", "<run>/<checkpoint>" for a draft of a training run, else the name of its folder."""
+    if name in _SHIPPED_NAMES:
+        return "shipped"
+    folder = Path(name).expanduser().resolve()
+    if folder.name == "draft" and folder.parent != folder:
+        folder = folder.parent
+    if folder.parent.name == "checkpoints":
+        return f"{folder.parent.parent.name}/{folder.name}"
+    return folder.name
+
+
+def file_name(label: str) -> str:
+    """A label as a plain file name without an ending."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip(".-") or "draft"
