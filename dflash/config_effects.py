@@ -115,6 +115,12 @@ RULES = (
         "set online.protocol=rdma",
     ),
     IdleRule(
+        ("online.regenerate_temperature", "online.regenerate_tokens", "online.regenerate_in_flight"),
+        lambda c: _online(c) and not c.online.regenerate,
+        "online.regenerate is not set",
+        "set online.regenerate=true",
+    ),
+    IdleRule(
         ("optimizer.min_lr",),
         lambda c: c.schedule.kind == "constant",
         "schedule.kind 'constant' never leaves optimizer.lr",

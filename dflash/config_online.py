@@ -56,6 +56,16 @@ class OnlineConfig(Section):
         600.0, gt=0, description="seconds for which a document may fail again and again; then the run ends"
     )
 
+    # Whose answers are trained on.
+    regenerate: bool = Field(
+        False, description="servers answer every conversation's prompts before the first step; those are trained on"
+    )
+    regenerate_temperature: float = Field(0.0, ge=0, le=100, description="of regenerated answers; 0 is greedy")
+    regenerate_tokens: int | None = Field(
+        None, ge=1, description="most tokens of a regenerated answer; default: what data.max_length leaves"
+    )
+    regenerate_in_flight: int = Field(32, ge=1, description="answers that each server works on at a time")
+
     # When a part ends by itself.
     on_failure: Literal["stop", "restart"] = Field("stop", description="of a server, the store or the ranks")
     max_restarts: int = Field(3, ge=1, description="of each part; then the run ends")
