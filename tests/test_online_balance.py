@@ -11,7 +11,7 @@ def record(number: int = 1, *, wait: float = 0.0, busy: float = 100.0, gpus: int
     server = {"gpus": gpus, "busy_percent": busy, "requests": 4.0, "resting_ranks": 0, "tokens_per_s": 10_000.0}
     values = {
         "ranks": 6, "seconds": 10.0, "documents": 50 * number, "tokens": 200_000 * number, "retries": 0,
-        "store_full": 0, "tokens_per_s": 20_000.0, "wait_percent": wait, "read_percent": 10.0, "in_flight_limit": 96,
+        "store_full": 0, "tokens_per_s": 20_000.0, "bytes_per_s": 2e6, "wait_percent": wait, "read_percent": 10.0, "in_flight_limit": 96,
         "store_used_bytes": 100, "store_capacity_bytes": 1000, "last_trouble": None,
         "servers": [{"address": "http://a:1", **server}, {"address": "http://b:1", **server}],
     }  # fmt: skip
@@ -158,7 +158,7 @@ def test_a_split_is_as_fast_as_its_slowest_part():
     capacity = Capacity(server=100, trainer=50)
     one = split(1, 4, capacity)
     assert (one.tokens_per_s, one.limit, one.server_idle, one.trainer_idle) == (100, "servers", 0, 0.5)
-    linked = split(2, 4, Capacity(100, 50, link=80))
+    linked = split(2, 4, Capacity(100, 50, link=20))
     assert (linked.tokens_per_s, linked.limit, linked.server_idle, linked.trainer_idle) == (80, "link", 0.6, 0.6)
 
 
@@ -169,5 +169,5 @@ def test_splits_are_all_there_and_the_best_is_the_fastest():
     ]  # fmt: skip
     assert best_split(found) == split(2, 4, Capacity(100, 50))
     assert best_split([]) is None and list(splits(1, Capacity(100, 50))) == []
-    # Where the link decides, the division with the most room on both sides: 4 x 100 and 4 x 50 against 80.
-    assert best_split(list(splits(8, Capacity(100, 50, link=80)))).serving in (3, 4)
+    # Where the link decides, each training GPU reads 20: the more of them, the better, while one server feeds them.
+    assert best_split(list(splits(4, Capacity(100, 50, link=20)))) == split(1, 3, Capacity(100, 50, link=20))

@@ -36,6 +36,7 @@ class Load:
     reading: float  # share of the readers' time
     tokens_per_s: float  # that the trainer put through
     served_per_s: float  # tokens that the servers delivered
+    bytes_per_s: float  # moved through the store
     documents: int
     retries: int
     store_full: int  # captures that found no room
@@ -121,6 +122,7 @@ def load_of(records: Sequence[Mapping[str, Any]]) -> Load | None:
         reading=mean(lambda line: line["online"]["read_percent"]) / 100,
         tokens_per_s=mean(lambda line: line["tokens_per_s"]),
         served_per_s=mean(lambda line: line["online"]["tokens_per_s"]),
+        bytes_per_s=mean(lambda line: line["online"]["bytes_per_s"]),
         documents=since("documents"),
         retries=since("retries"),
         store_full=since("store_full"),

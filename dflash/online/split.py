@@ -1,6 +1,9 @@
 """How many GPUs serve and how many train: every way to divide them, and the tokens per second that each could reach.
 
-    rate(s, t) = min(s * p, t * q, l)     s serving and t training GPUs; p, q tokens/s per GPU; l tokens/s of the link
+    rate(s, t) = min(s * p, t * q, t * l)
+
+s serving and t training GPUs; p tokens/s that a serving one delivers, q that a training one puts through, l that it can
+read.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +19,7 @@ class Capacity:
 
     server: float  # per serving GPU
     trainer: float  # per training GPU
-    link: float | None = None  # from the servers to the trainer, all together; None where it sets no limit
+    link: float | None = None  # per training GPU, on the way from the servers; None where it sets no limit
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def split(serving: int, training: int, capacity: Capacity) -> Split:
     """What this division reaches."""
     rates: dict[Limit, float] = {"servers": serving * capacity.server, "trainer": training * capacity.trainer}
     if capacity.link is not None:
-        rates["link"] = capacity.link
+        rates["link"] = training * capacity.link
     limit = min(rates, key=rates.__getitem__)
     rate = rates[limit]
     return Split(serving, training, rate, limit, 1 - rate / rates["servers"], 1 - rate / rates["trainer"])
