@@ -11,10 +11,9 @@ def draft_label(name: str | None) -> str:
     if name in _SHIPPED_NAMES:
         return "shipped"
     folder = Path(name).expanduser().resolve()
-    if folder.name == "draft" and folder.parent != folder:
-        folder = folder.parent
-    if folder.parent.name == "checkpoints":
-        return f"{folder.parent.parent.name}/{folder.name}"
+    checkpoint = folder.parent if folder.name == "draft" else folder  # a checkpoint keeps its draft in a folder of its own
+    if checkpoint.parent.name == "checkpoints":
+        return f"{checkpoint.parent.parent.name}/{checkpoint.name}"
     return folder.name
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from dflash.data.conversations import Prompt, read_prompts
 from dflash.errors import UserError
 
+# A few prompts of our own, so that something can be measured on a fresh machine.
+EXAMPLE_SET = Path(__file__).resolve().parent.parent / "assets" / "prompts" / "examples.jsonl"
+
 LANGUAGE_RULE = (
     "a prompt's language is its `language` field; without one, the script that most letters of its turns are written in"
 )
