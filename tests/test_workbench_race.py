@@ -8,7 +8,9 @@ from workbench_server import save_tiny_draft
 
 from dflash.errors import UserError
 from workbench.bench import Bench
-from workbench.race import Race, RaceSettings
+from workbench.race import Race
+from workbench.race_record import exported, parse_record, picture_of
+from workbench.race_settings import RaceSettings, parse_history
 from workbench.record import main as record
 
 
@@ -30,13 +32,13 @@ def test_pictures_grow_and_end_with_both_lanes_done(bench):
     last = pictures[-1]
     assert last["phase"] == "done" and last["verdict"]["state"] == "identical"
     assert last["target"]["done"] and last["draft"]["done"]
-    assert last["speedup"] == race.comparison.speedup
+    assert last["speedup"] == race.record.comparison().speedup
 
 
 def test_a_lane_says_exactly_what_the_trace_says(bench):
     race = Race(bench, RaceSettings("Hello there.", max_new_tokens=24))
     lane = list(race.run())[-1]["draft"]
-    trace = race.comparison.draft
+    trace = race.record.comparison().draft
     assert [step["accepted"] for step in lane["steps"]] == [step.accepted for step in trace.steps]
     assert [len(step["emitted"]) for step in lane["steps"]] == [len(step.emitted) for step in trace.steps]
     assert lane["total_s"] == pytest.approx(trace.prefill_s + trace.seconds)
@@ -54,6 +56,36 @@ def test_closing_a_race_ends_its_decoding(bench):
     running.close()
     assert len(race._traces["target"].steps) == before
     assert list(Race(bench, RaceSettings("Next.", max_new_tokens=4)).run())[-1]["phase"] == "done"
+
+
+def test_both_sides_continue_from_the_same_history(bench):
+    def prompt_tokens(history):
+        race = Race(bench, RaceSettings("And then?", max_new_tokens=8, history=parse_history(history)))
+        list(race.run())
+        traces = race.record.comparison()
+        assert traces.target.prompt_tokens == traces.draft.prompt_tokens == traces.reference.prompt_tokens
+        assert traces.identical
+        return traces.draft.prompt_tokens
+
+    said = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello, you."}]
+    assert prompt_tokens(said) > prompt_tokens([]) + len("Hi.Hello, you.")
+
+
+@pytest.mark.parametrize(
+    "history",
+    ['{"role"', '"text"', '[{"role": "user"}]', '[{"role": "user", "content": " "}]', '[{"role": "tool", "content": "x"}]',
+     json.dumps([{"role": "user", "content": "x"}] * 65)],
+)
+def test_a_history_that_is_no_conversation_is_refused_in_a_sentence(history):
+    with pytest.raises(UserError, match="^The link's history"):
+        RaceSettings.from_query({"history": history}, RaceSettings(""))
+
+
+def test_an_exported_race_is_drawn_again_exactly_as_it_was(bench):
+    race = Race(bench, RaceSettings("Hello there.", max_new_tokens=24))
+    last = list(race.run())[-1]
+    again = json.loads(json.dumps(exported(race.record)))
+    assert picture_of(parse_record(again), race.id) == last
 
 
 def test_models_are_loaded_once(bench, draft_folder):
@@ -82,9 +114,8 @@ def test_recording_keeps_machine_date_and_traces(tiny_target_folder, draft_folde
     options = ["--target", tiny_target_folder, "--draft", draft_folder, "--max-new-tokens", "8", "--out", str(out)]
     assert record(options) == 0
     recording = json.loads(out.read_text())
-    assert recording["race"]["phase"] == "done"
-    assert set(recording["race"]["recorded"]) == {"machine", "date", "command"}
-    assert recording["trace"]["identical"] is True
+    assert set(recording["recorded"]) == {"machine", "date", "command"}
+    assert parse_record(recording["record"]).comparison().identical is True
     assert "identical True" in capsys.readouterr().out
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 # Before gradio is imported: no telemetry, and nothing that asks another host.
@@ -36,9 +35,9 @@ def build_app(bench: Bench) -> gr.Blocks:
     """All pages. No model is loaded: the first page that needs one loads it."""
     machine = f"{bench.target_name} · {here(bench.device)}"
     links = {page.name: page.path for page in PAGES}
-    with gr.Blocks(title="DFlash Workbench", analytics_enabled=False, fill_width=True) as demo:
-        for page in PAGES:
-            with nullcontext() if page.path == "/" else demo.route(page.name, page.path):
-                top_bar(page.name, links, machine)
-                page.build(bench, demo)
+    demo = gr.Blocks(title="DFlash Workbench", analytics_enabled=False, fill_width=True)
+    for page in PAGES:
+        with demo if page.path == "/" else demo.route(page.name, page.path):
+            top_bar(page.name, links, machine)
+            page.build(bench, demo)
     return demo

@@ -3,10 +3,12 @@
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 from dflash.cli.options import pick_device
 from dflash.decoding.engine import Engine
 from dflash.decoding.transformers_engine import load_assistant
+from dflash.evaluation.machine import describe_machine
 from dflash.model.draft_folder import SHIPPED_DRAFTS
 from dflash.model.loading import load_draft
 from dflash.target import TargetModel
@@ -86,6 +88,10 @@ class Bench:
     def is_ready(self, draft_name: str) -> bool:
         """Whether `engine` would answer at once."""
         return self._key((draft_name or self.draft_name).strip()) in self._engines
+
+    def machine(self) -> dict[str, Any]:
+        """What decodes here, in words that a result can keep; loads the target."""
+        return describe_machine(Engine(self.target))
 
     def block_size(self, draft_name: str = "") -> int:
         """The draft's block size from its config.json alone; 16 where it cannot be read (decoding then says why)."""

@@ -12,9 +12,11 @@ from dflash.embedded import EMBEDDED_NAME
 from dflash.errors import UserError
 from workbench.bench import Bench
 from workbench.examples import EXAMPLE_PROMPTS
-from workbench.machine import in_words
 from workbench.pages.decode import RECORDING
-from workbench.race import Race, RaceSettings
+from workbench.race import Race
+from workbench.race_record import parse_record
+from workbench.race_settings import RaceSettings
+from workbench.traces import machine_words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,24 +32,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     staging.write_text(json.dumps(recording, separators=(",", ":")) + "\n", encoding="utf-8")
     os.replace(staging, options.out)
-    trace = recording["trace"]
-    print(f"{options.out}: {trace['speedup']:.2f}x, tau {trace['draft']['tau']:.2f}, identical {trace['identical']}")
+    comparison = parse_record(recording["record"]).comparison()
+    print(f"{options.out}: {comparison.speedup:.2f}x, tau {comparison.draft.tau:.2f}, identical {comparison.identical}")
     return 0
 
 
 def record(bench: Bench, prompt: str, max_new_tokens: int) -> dict:
-    """The last picture of a race with its traces, marked with machine, date and command."""
+    """A race as `workbench/recordings/race.json` keeps it, marked with machine, date and command."""
     race = Race(bench, RaceSettings(prompt, max_new_tokens))
-    picture = {}
-    for picture in race.run():
+    for _ in race.run():
         pass
-    trace = race.export()
-    picture["recorded"] = {
-        "machine": in_words(trace["machine"]),
+    recorded = {
+        "machine": machine_words(race.record),
         "date": date.today().isoformat(),
         "command": "python -m workbench.record",
     }
-    return {"race": picture, "trace": trace}
+    return {"recorded": recorded, "record": race.record.model_dump()}
 
 
 def _parser() -> argparse.ArgumentParser:

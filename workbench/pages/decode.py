@@ -14,16 +14,28 @@ from workbench.bench import Bench
 from workbench.components import packed, panel, table_behind
 from workbench.examples import EXAMPLE_PROMPTS
 from workbench.figures.acceptance import accepted_per_step, survival_by_slot
-from workbench.race import Race, RaceSettings, failed
+from workbench.pages import decode_api, decode_ways
+from workbench.race import Race, failed, new_id
+from workbench.race_record import RaceRecord, exported, parse_record, picture_of
+from workbench.race_settings import RaceSettings, parse_history
+from workbench.traces import open_trace, save_trace, saved_picture
+from workbench.turns import bench_turns, place_in_words
 
 RECORDING = Path(__file__).parent.parent / "recordings" / "race.json"
-COMPUTE = "compute"  # everything that computes waits in one queue: two decodings at once would spoil both timings
 _RULE_NAMES = {"target": "Sample the target, accept while equal", "rejection": "Full rejection sampling"}
+_PRIVATE = {"api_visibility": "private"}
+_READ = {"concurrency_limit": None, "show_progress": "hidden", **_PRIVATE}
+# What computes waits for its turn in `bench_turns`, where it can say so; Gradio's own limit would wait in silence.
+_COMPUTE = {"concurrency_limit": None, "show_progress": "hidden", **_PRIVATE}
 
 
 def load_recording(path: Path = RECORDING) -> dict[str, Any] | None:
-    """The race shown before anything was run here, or None when none was recorded."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The details of the race shown before anything was run here, or None when none was recorded."""
+    if not path.is_file():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    record = parse_record(kept["record"])
+    return picture_of(record, new_id()) | {"recorded": kept["recorded"], "trace": exported(record)}
 
 
 def build(bench: Bench, demo: gr.Blocks) -> None:
@@ -31,84 +43,119 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
     recording = load_recording()
     with gr.Column(elem_classes="df-grid-page"):
         with gr.Column(elem_classes="df-main"):
-            race = panel("race", recording["race"] if recording else None, elem_id="race")
+            history = panel("history", [], elem_id="history", visible=False)
+            race = panel("race", recording and _without_trace(recording), elem_id="race")
         with gr.Column(elem_classes="df-side"):
-            controls = _controls(bench)
+            controls, talk = _controls(bench)
             with gr.Row():
                 start = gr.Button("Decode", variant="primary", elem_id="decode", scale=3)
                 stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=70)
         with gr.Column(elem_classes="df-rest"):
-            details = panel("details", recording["race"] | {"trace": recording["trace"]} if recording else None)
+            details = panel("details", recording, elem_id="details")
             histogram = recording["trace"]["accepted_histogram"] if recording else None
             with gr.Row(elem_classes="df-figures", visible=recording is not None) as figures:
                 plots = _figure_boxes(histogram)
-    outputs = [race, details, figures, *plots]
-    inputs = list(controls.values())
+            decode_ways.build(bench, controls, history, talk)
+    last = gr.State(None)  # the record of the race that this tab shows, for saving
+    saved = gr.Textbox(visible="hidden", elem_id="saved")
+    outputs = [race, details, figures, *plots, history, controls["prompt"], last]
+    inputs = [*controls.values(), history, talk]
+    names = list(controls)
 
     def decode_prompt(*values) -> Iterator[list[Any]]:
-        yield from stream_race(bench, RaceSettings(**dict(zip(controls, values, strict=True))))
+        *own, history, talk = values
+        yield from stream_race(bench, dict(zip(names, own, strict=True)), history if talk else "", talk)
 
-    def open_link(request: gr.Request):
-        query = dict(request.query_params)
-        defaults = RaceSettings("", block_size=bench.block_size(), draft=bench.draft_name)
-        if "prompt" not in query:
-            return [gr.skip()] * len(controls)
-        try:
-            settings = RaceSettings.from_query(query, defaults)
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return [getattr(settings, name) for name in controls]
+    def open_link(request: gr.Request) -> list[Any]:
+        settings = _linked_settings(bench, dict(request.query_params))
+        if settings is None:
+            return [gr.skip()] * (len(names) + 2)
+        said = list(settings.history)
+        return [
+            *(getattr(settings, name) for name in names),
+            gr.update(value=packed(said), visible=bool(said)),
+            bool(said),
+        ]
 
-    def decode_link(
+    def show_link(
         prompt: str,
         max_new_tokens: int,
         block_size: int,
         temperature: float,
         rule: str,
+        seed: int,
         draft: str,
+        history: str,
+        talk: bool,
         request: gr.Request,
     ) -> Iterator[list[Any]]:
-        if "prompt" in request.query_params:
-            yield from decode_prompt(prompt, max_new_tokens, block_size, temperature, rule, draft)
+        query = request.query_params
+        if "trace" in query:
+            record = _asked(lambda: open_trace(bench.runs, query["trace"]))
+            yield _finished(record, saved_picture(record), [gr.skip()] * 3)
+        elif "prompt" in query:
+            own = (prompt, max_new_tokens, block_size, temperature, rule, seed, draft)
+            yield from decode_prompt(*own, history, talk)
         else:
             yield [gr.skip()] * len(outputs)
 
-    compute = {"outputs": outputs, "concurrency_id": COMPUTE, "concurrency_limit": 1, "show_progress": "hidden"}
-    private = {"api_visibility": "private"}
     clicked = gr.on(
-        [start.click, controls["prompt"].submit], decode_prompt, inputs, trigger_mode="multiple", **compute, **private
+        [start.click, controls["prompt"].submit], decode_prompt, inputs, outputs, trigger_mode="multiple", **_COMPUTE
     )
-    linked = demo.load(open_link, None, inputs, concurrency_limit=None, show_progress="hidden", **private)
-    opened = linked.success(decode_link, inputs, **compute, **private)
-    stop.click(None, cancels=[clicked, opened], **private).then(
-        None, js="() => window.dispatchEvent(new CustomEvent('dflash:stopped'))", **private
+    linked = demo.load(open_link, None, inputs, **_READ)
+    opened = linked.success(show_link, inputs, outputs, **_COMPUTE)
+    stop.click(None, cancels=[clicked, opened], **_PRIVATE).then(
+        None, js="() => window.dispatchEvent(new CustomEvent('dflash:stopped'))", **_PRIVATE
     )
+    details.save(lambda record: _save(bench, record), last, saved, **_READ).success(
+        None, saved, None, js="(id) => window.dispatchEvent(new CustomEvent('dflash:saved', { detail: id }))", **_PRIVATE
+    )
+    talk.change(lambda on: gr.update(visible=on), talk, history, **_READ)
     controls["draft"].change(
         lambda name, size: gr.Slider(maximum=bench.block_size(name), value=min(size, bench.block_size(name))),
         [controls["draft"], controls["block_size"]],
         controls["block_size"],
-        concurrency_limit=None,
-        show_progress="hidden",
-        **private,
+        **_READ,
     )
-    _api(bench)
+    decode_api.build(bench)
 
 
-def stream_race(bench: Bench, settings: RaceSettings) -> Iterator[list[Any]]:
-    """Values for race, details, the row of figures, and each figure with its table, while a race runs."""
-    rest = [gr.skip()] * 6
-    race = Race(bench, settings)
-    last: dict[str, Any] = {}
+def stream_race(bench: Bench, controls: dict[str, Any], history: str, talk: bool) -> Iterator[list[Any]]:
+    """Values for race, details, row of figures, each figure with its table, history, prompt and the last record.
+
+    In a conversation (`talk`) the prompt and its answer join the history when the race is over.
+    """
+    rest = [gr.skip()] * 9
+    settings = RaceSettings(controls["prompt"])
     try:
-        for last in race.run():
-            if last["phase"] != "done":
-                yield [packed(last), *rest]
+        settings = settings_of(controls, history)
+        race = Race(bench, settings)
+        with bench_turns.ticket() as turn:
+            for ahead in turn.waiting():
+                yield [packed(race.picture("waiting", place_in_words(ahead))), *rest]
+            picture: dict[str, Any] = {}
+            for picture in race.run():
+                if picture["phase"] != "done":
+                    yield [packed(picture), *rest]
     except UserError as error:
         yield [packed(failed(settings, str(error))), *rest]
         return
-    exported = race.export()
-    figures = figure_values(exported["accepted_histogram"])
-    yield [packed(last), packed(last | {"trace": exported}), gr.Row(visible=True), *figures]
+    said = [gr.skip(), gr.skip()]
+    if talk:
+        said = [packed([*settings.messages(), {"role": "assistant", "content": race.answer() or "…"}]), ""]
+    yield _finished(race.record, picture, [*said, race.record])
+
+
+def settings_of(controls: dict[str, Any], history: str | list | None) -> RaceSettings:
+    """The settings that controls and history describe; numbers arrive as the browser sends them.
+
+    Raises:
+        UserError: the history is no conversation.
+    """
+    values = dict(controls)
+    for name in ("max_new_tokens", "block_size", "seed"):
+        values[name] = int(values.get(name) or 0)
+    return RaceSettings(**values, history=parse_history(history))
 
 
 def figure_values(histogram: list[int]) -> list[Any]:
@@ -126,6 +173,42 @@ def figure_values(histogram: list[int]) -> list[Any]:
     ]
 
 
+def _finished(record: RaceRecord, picture: dict[str, Any], said_and_record: list[Any]) -> list[Any]:
+    """All outputs for a race that is over."""
+    trace = exported(record)
+    figures = figure_values(trace["accepted_histogram"])
+    return [packed(picture), packed(picture | {"trace": trace}), gr.Row(visible=True), *figures, *said_and_record]
+
+
+def _linked_settings(bench: Bench, query: dict[str, str]) -> RaceSettings | None:
+    """What a link asks for; None for the bare address."""
+    if "trace" in query:
+        settings = _asked(lambda: open_trace(bench.runs, query["trace"])).settings.model_dump()
+        return RaceSettings(**settings | {"history": tuple(settings["history"])})
+    if "prompt" not in query:
+        return None
+    defaults = RaceSettings("", block_size=bench.block_size(), draft=bench.draft_name)
+    return _asked(lambda: RaceSettings.from_query(query, defaults))
+
+
+def _save(bench: Bench, record: RaceRecord | None) -> str:
+    if record is None:
+        raise gr.Error("There is no run of this tab to save: press Decode first.", print_exception=False)
+    return _asked(lambda: save_trace(bench.runs, record))
+
+
+def _asked(question) -> Any:
+    """The answer, or its complaint as a sentence on the page."""
+    try:
+        return question()
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _without_trace(details: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in details.items() if name != "trace"}
+
+
 def _share(proportion: Proportion) -> str:
     return "–" if proportion.value is None else f"{100 * proportion.value:.0f} %"
 
@@ -140,19 +223,20 @@ def _figure_boxes(histogram: list[int] | None) -> list[gr.Plot | gr.HTML]:
     return boxes
 
 
-def _controls(bench: Bench) -> dict[str, gr.components.Component]:
-    """The settings by the names of `RaceSettings`."""
+def _controls(bench: Bench) -> tuple[dict[str, gr.components.Component], gr.Checkbox]:
+    """The settings by the names of `RaceSettings`, and whether this is a conversation."""
     first = next(iter(EXAMPLE_PROMPTS.values()))
     prompt = gr.Textbox(first, label="Prompt", lines=4, max_lines=8, elem_id="prompt", submit_btn=False)
     with gr.Row(elem_classes="df-examples"):
         for name, text in EXAMPLE_PROMPTS.items():
             button = gr.Button(name, size="sm")
-            button.click(
-                None, None, prompt, js=f"() => {json.dumps(text)}", api_visibility="private", show_progress="hidden"
-            )
+            button.click(None, None, prompt, js=f"() => {json.dumps(text)}", show_progress="hidden", **_PRIVATE)
+    talk = gr.Checkbox(False, label="Conversation: go on from what was said", elem_id="talk", container=False)
     tokens = gr.Slider(8, 512, 128, step=8, label="New tokens, at most", elem_id="max_new_tokens", buttons=[])
     largest = bench.block_size()
-    block = gr.Slider(2, largest, largest, step=1, label="Block size (tokens per forward, at most)", elem_id="block_size", buttons=[])
+    block = gr.Slider(
+        2, largest, largest, step=1, label="Block size (tokens per forward, at most)", elem_id="block_size", buttons=[]
+    )
     temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature (0 = greedy)", elem_id="temperature", buttons=[])
     rule = gr.Dropdown(
         [(_RULE_NAMES[rule], rule) for rule in RULES],
@@ -160,6 +244,7 @@ def _controls(bench: Bench) -> dict[str, gr.components.Component]:
         label="Verification above temperature 0",
         elem_id="rule",
     )
+    seed = gr.Number(0, label="Seed above temperature 0", precision=0, minimum=0, elem_id="decode_seed")
     draft = gr.Dropdown(
         bench.drafts(),
         value=bench.draft_name,
@@ -167,33 +252,13 @@ def _controls(bench: Bench) -> dict[str, gr.components.Component]:
         label="Draft (shipped, or a folder)",
         elem_id="draft",
     )
-    return {
+    controls = {
         "prompt": prompt,
         "max_new_tokens": tokens,
         "block_size": block,
         "temperature": temperature,
         "rule": rule,
+        "seed": seed,
         "draft": draft,
     }
-
-
-def _api(bench: Bench) -> None:
-    def decode(
-        prompt: str,
-        max_new_tokens: int = 128,
-        block_size: int = 0,
-        temperature: float = 0.0,
-        rule: str = "target",
-        draft: str = "",
-        seed: int = 0,
-    ) -> dict:
-        """Decode a prompt with the target alone and with draft + target; returns traces, tau, speed-up and identity."""
-        race = Race(bench, RaceSettings(prompt, max_new_tokens, block_size, temperature, rule, draft, seed))
-        try:
-            for _ in race.run():
-                pass
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return race.export()
-
-    gr.api(decode, api_name="decode", concurrency_id=COMPUTE, concurrency_limit=1)
+    return controls, talk

@@ -20,6 +20,25 @@ window.dflash = window.dflash || {
   select(index, source) {
     window.dispatchEvent(new CustomEvent("dflash:step", { detail: { index, source } }));
   },
+  download(name, value) {
+    const link = this.make("a");
+    link.href = URL.createObjectURL(new Blob([JSON.stringify(value, null, 1)], { type: "application/json" }));
+    link.download = name;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  },
+  // Puts a link into the clipboard, or into the address bar where pages may not write there; says which on the button.
+  async handOver(href, button) {
+    const label = button.dataset.label || (button.dataset.label = button.textContent);
+    try {
+      await navigator.clipboard.writeText(href);
+      button.textContent = "Link copied";
+    } catch (error) {
+      window.history.replaceState(null, "", href);
+      button.textContent = "Link is in the address bar";
+    }
+    setTimeout(() => { button.textContent = label; }, 2500);
+  },
   theme(choice) {
     document.body.classList.toggle("dark", choice === "dark");
     try { localStorage.setItem("dflash-theme", choice); } catch (error) { /* private windows refuse storage */ }

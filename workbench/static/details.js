@@ -150,28 +150,19 @@ rows.addEventListener("keydown", (event) => {
   rows.children[Math.max(0, Math.min(last, next))].focus({ preventScroll: true });
 });
 
-function download() {
-  const blob = new Blob([JSON.stringify(race.trace, null, 1)], { type: "application/json" });
-  const link = make("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = "dflash-trace.json";
-  link.click();
-  URL.revokeObjectURL(link.href);
-}
+const LONGEST_LINK = 6000; // characters; servers and chat programs cut longer ones
 
-async function copyLink() {
-  const button = find(".df-copy");
+function copyLink() {
   const link = new URL(window.location.pathname, window.location.origin);
-  for (const [name, value] of Object.entries(race.settings)) link.searchParams.set(name, value);
-  try {
-    await navigator.clipboard.writeText(link.href);
-    button.textContent = "Copied";
-  } catch (error) {
-    // Clipboards are closed to pages without permission: the address bar takes the link instead.
-    window.history.replaceState(null, "", link.href);
-    button.textContent = "Link is in the address bar";
+  for (const [name, value] of Object.entries(race.settings)) {
+    if (Array.isArray(value) ? value.length : true) {
+      link.searchParams.set(name, Array.isArray(value) ? JSON.stringify(value) : value);
+    }
   }
-  setTimeout(() => { button.textContent = "Copy link"; }, 2500);
+  const button = find(".df-copy");
+  if (link.href.length <= LONGEST_LINK) return window.dflash.handOver(link.href, button);
+  button.textContent = "Too long for a link: save the trace";
+  setTimeout(() => { button.textContent = button.dataset.label || "Copy link"; }, 3000);
 }
 
 function draw() {
@@ -181,6 +172,7 @@ function draw() {
   if (!ready) return;
   chosen = -1;
   steps = race.draft.steps.slice(1);
+  find(".df-save").hidden = Boolean(race.recorded);
   rows.replaceChildren(...steps.map(row));
   rows.scrollTop = 0;
   table();
@@ -189,8 +181,15 @@ function draw() {
   window.dflash.select(1, "start");
 }
 
-find(".df-export").addEventListener("click", download);
+find(".df-export").addEventListener("click", () => window.dflash.download("dflash-trace.json", race.trace));
+find(".df-copy").dataset.label = "Copy link";
 find(".df-copy").addEventListener("click", copyLink);
+find(".df-save").addEventListener("click", () => trigger("save"));
+window.addEventListener("dflash:saved", (event) => {
+  const link = new URL(window.location.pathname, window.location.origin);
+  link.searchParams.set("trace", event.detail);
+  window.dflash.handOver(link.href, find(".df-save"));
+});
 new ResizeObserver(() => { if (race && race.phase === "done") timeline(); }).observe(chart.parentElement);
 watch("value", draw);
 draw();

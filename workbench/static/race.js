@@ -97,9 +97,8 @@ function badge() {
   find(".df-parted").textContent = verdict.note || "";
 }
 
-function frame(now) {
-  if (!replay) return;
-  const elapsed = ((now - replay.start) / 1000) * pace + replay.offset;
+// Both lanes as they were `elapsed` seconds after the request.
+function at(elapsed) {
   for (const name of ["target", "draft"]) {
     const trace = race[name];
     let count = 0;
@@ -110,12 +109,28 @@ function frame(now) {
     show(name, trace, count, guessing ? next.proposed : null);
     clock(name, Math.min(elapsed, trace.total_s));
   }
-  if (elapsed >= longest()) stop(); else requestAnimationFrame(frame);
+  find(".df-seek").value = Math.round((1000 * elapsed) / longest());
+  find(".df-seek").setAttribute("aria-valuetext", `${elapsed.toFixed(2)} of ${longest().toFixed(2)} seconds`);
 }
 
-function stop() {
+const moment = (now) => replay.offset + (replay.running ? ((now - replay.start) / 1000) * pace : 0);
+
+function frame(now) {
+  if (!replay || !replay.running) return;
+  const elapsed = moment(now);
+  at(elapsed);
+  if (elapsed >= longest()) finish(); else requestAnimationFrame(frame);
+}
+
+function label() {
+  find(".df-play").textContent = !replay ? "Replay" : replay.running ? "Pause" : "Go on";
+  find(".df-skip").hidden = !replay;
+}
+
+function finish() {
   replay = null;
-  find(".df-play").textContent = "Replay";
+  label();
+  at(longest());
   for (const name of ["target", "draft"]) {
     show(name, race[name], race[name].steps.length, null);
     lanes[name].text.querySelector(".df-block.now")?.classList.remove("now");
@@ -123,12 +138,29 @@ function stop() {
   }
 }
 
-function start() {
-  if (!race || !race.target.done || !race.draft.done) return;
+const replayable = () => Boolean(race && race.phase === "done" && race.target.done && race.draft.done);
+
+function start(offset) {
+  if (!replayable()) return;
   for (const name of ["target", "draft"]) { clear(lanes[name]); lanes[name].text.scrollTop = 0; }
-  replay = { start: performance.now(), offset: 0 };
-  find(".df-play").textContent = "Skip to the end";
+  replay = { start: performance.now(), offset, running: true };
+  label();
   requestAnimationFrame(frame);
+}
+
+function toggle() {
+  if (!replay) return start(0);
+  const now = performance.now();
+  replay = { start: now, offset: moment(now), running: !replay.running };
+  label();
+  requestAnimationFrame(frame);
+}
+
+function seek(elapsed) {
+  if (!replayable()) return;
+  replay = { start: performance.now(), offset: elapsed, running: Boolean(replay && replay.running) };
+  label();
+  at(elapsed);
 }
 
 function draw(first) {
@@ -137,16 +169,18 @@ function draw(first) {
   race = props.value ? JSON.parse(props.value) : null;
   if (!race || race.id === stopped) return;
   const restarted = !before || before.id !== race.id;
-  if (restarted) { replay = null; Object.values(lanes).forEach(clear); }
+  if (restarted) { replay = null; label(); Object.values(lanes).forEach(clear); }
   Object.assign(element.firstElementChild.dataset, { phase: race.phase, race: race.id, recorded: Boolean(race.recorded) });
   const recorded = find(".df-recorded");
   recorded.hidden = !race.recorded;
   if (race.recorded) {
-    recorded.textContent = `Recorded · ${race.recorded.machine} · ${race.recorded.date}`;
+    recorded.textContent = [race.recorded.kind || "Recorded", race.recorded.machine, race.recorded.date].filter(Boolean).join(" · ");
     recorded.title = race.recorded.command;
   }
   find(".df-quote").textContent = race.prompt;
   find(".df-quote").title = race.prompt;
+  const before_it = race.settings.history?.length || 0;
+  find(".df-behind").textContent = before_it ? `behind ${before_it} messages` : "";
   find(".df-number b").textContent = race.speedup == null ? "–" : race.speedup.toFixed(2);
   find(".df-forwards").textContent = race.speedup == null ? ""
     : `${race.draft.forwards} target forwards instead of ${race.target.forwards}`;
@@ -155,12 +189,12 @@ function draw(first) {
   status.classList.toggle("bad", race.phase === "error");
   const done = race.phase === "done";
   find(".df-replay").classList.toggle("off", !done);
-  for (const button of find(".df-replay").querySelectorAll("button")) button.disabled = !done;
+  for (const control of find(".df-replay").querySelectorAll("button, input")) control.disabled = !done;
   badge();
   for (const name of ["target", "draft"]) stats(name);
   if (replay) return;
   if (restarted) element.querySelectorAll(".df-block.chosen").forEach((block) => block.classList.remove("chosen"));
-  if (first && done && race.recorded && !calm.matches) return start();
+  if (first && done && race.recorded && !calm.matches) return start(0);
   for (const name of ["target", "draft"]) {
     show(name, race[name], race[name].steps.length, null);
     if (race[name].done) lanes[name].text.querySelector(".df-block.now")?.classList.remove("now");
@@ -171,11 +205,21 @@ function draw(first) {
   if (restarted && !first && (box.bottom < 120 || box.top < -80)) element.scrollIntoView({ block: "start" });
 }
 
-find(".df-play").addEventListener("click", () => (replay ? stop() : start()));
+find(".df-play").addEventListener("click", toggle);
+find(".df-skip").addEventListener("click", () => { finish(); find(".df-play").focus(); });
+find(".df-seek").addEventListener("input", (event) => seek((Number(event.target.value) / 1000) * longest()));
+// Space on a lane plays and pauses, as in every player.
+for (const lane of Object.values(lanes)) {
+  lane.text.addEventListener("keydown", (event) => {
+    if (event.key !== " " || !replayable()) return;
+    event.preventDefault();
+    toggle();
+  });
+}
 for (const button of element.querySelectorAll("[data-pace]")) {
   button.addEventListener("click", () => {
     const now = performance.now();
-    if (replay) replay = { start: now, offset: replay.offset + ((now - replay.start) / 1000) * pace };
+    if (replay) replay = { ...replay, start: now, offset: moment(now) };
     pace = Number(button.dataset.pace);
     for (const other of element.querySelectorAll("[data-pace]")) other.setAttribute("aria-pressed", other === button);
   });

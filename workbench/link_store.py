@@ -1,0 +1,68 @@
+"""What can be opened again by link: JSON files below the runs folder, named by their content."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from dflash.errors import UserError
+from dflash.files import write_atomically
+
+_ID = re.compile(r"[0-9a-f]{24}")
+MAX_BYTES = 8 << 20  # of one entry
+MAX_ENTRIES = 2_000
+
+
+class LinkStore:
+    """Texts kept in one folder. The same text always gets the same id, so saving twice keeps one file."""
+
+    def __init__(self, folder: Path, noun: str, *, max_bytes: int = MAX_BYTES, max_entries: int = MAX_ENTRIES) -> None:
+        """`noun` names an entry in complaints ("trace")."""
+        self.folder, self.noun = folder, noun
+        self.max_bytes, self.max_entries = max_bytes, max_entries
+
+    def save(self, text: str) -> str:
+        """Keep a text; returns its id.
+
+        Raises:
+            UserError: it is too large, the store is full or the folder cannot be written.
+        """
+        content = text.encode("utf-8")
+        if len(content) > self.max_bytes:
+            raise UserError(
+                f"This {self.noun} has {len(content) >> 20} MB, more than the {self.max_bytes >> 20} MB that can be "
+                "kept for a link: download it instead."
+            )
+        name = hashlib.sha256(content).hexdigest()[:24]
+        path = self.folder / f"{name}.json"
+        if path.is_file():
+            return name
+        if sum(1 for _ in self.folder.glob("*.json")) >= self.max_entries:
+            raise UserError(
+                f"{self.folder} holds {self.max_entries:,} saved files, which is its limit: delete some that no link "
+                "needs any more."
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text)
+        except OSError as error:
+            raise UserError(f"The {self.noun} could not be kept in {self.folder}: {error.strerror}.") from error
+        return name
+
+    def open(self, name: str) -> str:
+        """The text of an id.
+
+        Raises:
+            UserError: no such id is possible, or nothing readable is there.
+        """
+        if not _ID.fullmatch(name):
+            raise UserError(f"{name[:40]!r} names no saved {self.noun}: take the whole link that saving gave.")
+        path = self.folder / f"{name}.json"
+        # The id cannot leave the folder; a link put there by somebody else could.
+        if path.is_symlink() or not path.is_file():
+            raise UserError(f"The saved {self.noun} {name} is not here any more: it was deleted, or kept elsewhere.")
+        if path.stat().st_size > self.max_bytes:
+            raise UserError(f"The saved {self.noun} {name} is too large to be one: it was changed after saving.")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"The saved {self.noun} {name} cannot be read: it is damaged.") from error
