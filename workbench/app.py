@@ -12,7 +12,7 @@ import gradio as gr
 from workbench.bench import Bench
 from workbench.components import top_bar
 from workbench.machine import here
-from workbench.pages import anatomy, decode
+from workbench.pages import anatomy, decode, runs, train
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Page:
 # In the order of the bar. The first one is what the address without a path shows.
 PAGES = (
     Page("Decode", "/", decode.build),
+    Page("Train", "/train", train.build),
+    Page("Runs", "/runs", runs.build),
     Page("Anatomy", "/anatomy", anatomy.build),
 )
 

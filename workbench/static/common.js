@@ -39,6 +39,22 @@ window.dflash = window.dflash || {
     }
     setTimeout(() => { button.textContent = label; }, 2500);
   },
+  // The button in `box` copies the text of the `pre` in it.
+  copies(box) {
+    const button = box.querySelector("button");
+    const label = button.textContent;
+    button.addEventListener("click", async () => {
+      const pre = box.querySelector("pre");
+      try {
+        await navigator.clipboard.writeText(pre.textContent);
+        button.textContent = "Copied";
+      } catch (error) {
+        window.getSelection().selectAllChildren(pre); // without permission: one key press away
+        button.textContent = "Selected";
+      }
+      setTimeout(() => { button.textContent = label; }, 2000);
+    });
+  },
   theme(choice) {
     document.body.classList.toggle("dark", choice === "dark");
     try { localStorage.setItem("dflash-theme", choice); } catch (error) { /* private windows refuse storage */ }
