@@ -3,6 +3,7 @@
 import importlib.metadata
 from pathlib import Path
 
+from dflash.data.kinds import refuse_data_as_config
 from dflash.errors import UserError
 
 _SOURCE_FOLDER = Path(__file__).resolve().parent.parent / "configs"
@@ -26,10 +27,11 @@ def resolve_recipe(name: str) -> Path:
     """A config file by its path, or a shipped recipe by its name.
 
     Raises:
-        UserError: there is neither; the sentence lists the recipes.
+        UserError: there is neither, and the sentence lists the recipes; or the file is data.
     """
     path = Path(name).expanduser()
     if path.exists():
+        refuse_data_as_config(path)
         return path
     recipes = shipped_recipes()
     found = recipes.get(name.removeprefix("configs/").removesuffix(".yaml"))

@@ -148,7 +148,7 @@ def test_a_file_without_any_conversation_is_refused_with_its_first_complaint(wri
         load(write("bad.jsonl", "", "nonsense", "more"))
     with pytest.raises(UserError, match="is empty"):
         load(write("empty.jsonl", ""))
-    with pytest.raises(UserError, match="no messages"):
+    with pytest.raises(UserError, match=r"prompts\.jsonl holds prompts .*dflash synthesize --prompts"):
         load(write("prompts.jsonl", {"turns": ["Hi"]}))
 
 

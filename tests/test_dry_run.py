@@ -14,6 +14,7 @@ import yaml
 
 from dflash.cli.main import main
 from dflash.config import load_config
+from dflash.devices import nvidia_driver_is_here
 from dflash.model.draft import DFlashDraft
 from dflash.model.draft_types import DRAFT_TYPES, draft_class
 
@@ -27,6 +28,7 @@ def one_process(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     # Checkpoints of an 8B target's draft take 55 GiB, which the machine under test may not have free.
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+    monkeypatch.setattr("dflash.training.readiness.hub_is_reachable", lambda: True)
 
 
 @pytest.fixture
@@ -243,7 +245,7 @@ def test_a_feature_cache_of_another_length_or_dtype_is_known_before_the_start(co
     assert "cannot be read" in found
 
 
-@pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="an NVIDIA driver is loaded here")
+@pytest.mark.skipif(nvidia_driver_is_here(), reason="an NVIDIA driver is loaded here")
 def test_a_gpu_that_is_not_here_is_said_by_the_dry_run(config_file, capsys):
     (found,) = not_ready(capsys, config_file, "run.device=cuda")
     assert "run.device = 'cuda' needs an NVIDIA driver" in found

@@ -22,6 +22,12 @@ def plenty_of_disk(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
 
 
+@pytest.fixture(autouse=True)
+def hub(monkeypatch):
+    """In reach; nothing here asks it for anything."""
+    monkeypatch.setattr("dflash.training.readiness.hub_is_reachable", lambda: True)
+
+
 def test_checkpoints_that_do_not_fit_are_refused_with_both_sizes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 << 30))
     talk = tmp_path / "talk.jsonl"
@@ -107,6 +113,11 @@ WRONG_ANYWHERE = [
     (["objective.candidates=200000"], "objective.candidates = 200000", "lower it"),
     (["data.max_length=50000"], "data.max_length = 50000", "set data.max_length=40960"),
     (["target.name=./nowhere"], "target.name = './nowhere'", "give 'smollm2-135m'"),
+    # what the run begins with
+    (["draft.init=wram"], "draft.init = 'wram'", "write draft.init=warm"),
+    (["draft.init=Random"], "draft.init = 'Random'", "write draft.init=random"),
+    (["draft.init=gone/draft"], "draft.init = 'gone/draft'", "choose one of those"),
+    (["data.validation_size=6"], "data.validation_size = 6", "lower it or add data"),
     # the command line
     (["run.seed="], "'run.seed='", "write run.seed=null"),
     (["nonsense=1"], "'nonsense=1'", "write it like run.seed=1"),
@@ -115,8 +126,6 @@ WRONG_ANYWHERE = [
 # What another machine might have: refused when the run is started, listed by a dry run.
 WRONG_HERE = [
     (["data.train=[gone.jsonl]"], "data.train = ['gone.jsonl']", "make JSONL files with `dflash synthesize`"),
-    (["data.validation_size=6"], "data.validation_size = 6", "lower it or add data"),
-    (["draft.init=wram"], "draft.init = 'wram'", "choose one of those"),
     (["features.source=cache", "features.cache=gone"], "features.cache = 'gone'", "write it with `dflash capture`"),
     (["metrics.decode_every=5", "metrics.decode_prompts=gone.jsonl"],
      "metrics.decode_prompts = 'gone.jsonl'", "remove it"),
@@ -181,6 +190,21 @@ def test_what_this_machine_lacks_is_one_sentence(config_file, capsys, nothing_is
     assert main(["train", str(config_file), *overrides, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "Not ready on this machine: " in out and named in out
+
+
+@pytest.mark.parametrize(("override", "named"), [("target.name=some/target", "target.name = 'some/target'"),
+                                                 ("data.train=[some/talks]", "data.train names 'some/talks'")])  # fmt: skip
+def test_a_hub_out_of_reach_is_said_before_the_start(
+    config_file, capsys, nothing_is_started, monkeypatch, override, named
+):
+    assert main(["train", str(config_file), override, "--dry-run"]) == 0
+    assert "Not ready" not in capsys.readouterr().out
+    monkeypatch.setattr("dflash.training.readiness.hub_is_reachable", lambda: False)
+    assert main(["train", str(config_file), override, "--dry-run"]) == 0
+    (lack,) = re.findall(rf"# Not ready on this machine: {named}.*", capsys.readouterr().out)
+    assert "the Hugging Face hub cannot be reached" in lack
+    assert main(["train", str(config_file), override]) == 2
+    assert named in capsys.readouterr().err
 
 
 def test_every_complaint_comes_at_once(config_file, capsys, nothing_is_started):

@@ -80,13 +80,15 @@ def _train_command(args: argparse.Namespace, config: "TrainConfig", out: Path) -
 def _complaints(config: "TrainConfig") -> "list[Complaint]":
     """What `dflash train` would say about data, draft and target, before any of them is loaded."""
     from dflash.target_facts import target_facts
+    from dflash.training.draft_checks import start_complaints
     from dflash.training.preflight import target_complaints
-    from dflash.training.readiness import data_complaints, start_complaints
+    from dflash.training.readiness import source_complaints, target_source_complaints
 
     facts = target_facts(config.target.name, config.target.revision)
     return [
         *(target_complaints(config, facts) if facts else ()),
-        *data_complaints(config, conversations=None),  # before the training begins there may be more of them
+        *target_source_complaints(config),
+        *source_complaints(config),
         *start_complaints(config, facts),
     ]
 

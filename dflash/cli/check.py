@@ -7,7 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dflash.cli.options import add_machine_options, load_target, number_between, whole_number, words
+from dflash.cli.options import (
+    add_machine_options,
+    check_models,
+    check_target,
+    load_target,
+    number_between,
+    whole_number,
+    words,
+)
 from dflash.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,6 +117,7 @@ def _finish(parser: argparse.ArgumentParser, run, **defaults) -> None:
 def _run_overfit(args: argparse.Namespace) -> int:
     if args.id is not None and args.conversations is None:
         raise UserError("--id names a conversation of a file: give --conversations FILE, too.")
+    check_target(args)
 
     from tqdm import tqdm
 
@@ -162,6 +171,9 @@ def _overfit_verdict(report: "OverfitReport") -> str:
 def _run_leak(args: argparse.Namespace) -> int:
     if args.block_size is not None and args.draft not in (None, "fresh"):
         raise UserError("--block-size shapes a fresh draft only: leave it out, or give --draft fresh.")
+    check_target(args)
+    if args.draft not in (None, "fresh"):
+        check_models(args)
 
     from dflash.checks.leak import check_leak
 
@@ -222,6 +234,7 @@ def _leak_table(report: "LeakReport") -> str:
 def _run_layers(args: argparse.Namespace) -> int:
     if args.limit is not None and args.conversations is None:
         raise UserError("--limit counts conversations of a file: give --conversations FILE, too.")
+    check_models(args)
 
     from dflash.checks.layers import check_layers
     from dflash.checks.texts import answered_prompts

@@ -52,6 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config, target, revision = _settings(args)
+    _refuse_early(config, target, revision)
 
     from dflash.data.load import load_conversations
     from dflash.data.statistics import mask_runs, statistics_of
@@ -93,6 +94,21 @@ def _settings(args: argparse.Namespace) -> tuple["DataConfig", str, str | None]:
     given = {name: getattr(args, name) for name in ("max_length", "limit", "subset", "split")}
     data = data.model_copy(update={name: value for name, value in given.items() if value is not None})
     return (data, args.target, None) if args.target else (data, target, revision)
+
+
+def _refuse_early(config: "DataConfig", target: str, revision: str | None) -> None:
+    """What the files alone tell is said before a tokenizer is loaded, which takes seconds.
+
+    Raises:
+        UserError: there is no such target, or a source holds prompts.
+    """
+    from dflash.data.kinds import refuse_prompts
+    from dflash.data.sources import is_jsonl
+    from dflash.target_source import check_target_reachable
+
+    for source in filter(is_jsonl, config.train):
+        refuse_prompts(Path(source).expanduser())
+    check_target_reachable(target, revision)
 
 
 def _counts(config: "DataConfig", target: str, statistics: "DataStatistics") -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dflash.cli.options import (
     add_decoding_options,
     add_machine_options,
+    check_target,
     check_writable,
     load_target,
     sampling_of,
@@ -88,11 +89,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _drafts(args: argparse.Namespace) -> dict[str, Path | None]:
     """Each draft's name with the file for its results, if results are to be kept; everything refused before loading."""
-    from dflash.model.draft_folder import find_draft
+    from dflash.model.draft_folder import check_draft
 
+    check_target(args)
     names = list(dict.fromkeys(args.draft or ["default"]))
     for name in names:
-        find_draft(name, args.target)
+        check_draft(name, args.target, args.block_size)
     if args.json is None:
         return dict.fromkeys(names)
     if len(names) == 1:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dflash.cli.options import (
     add_decoding_options,
     add_machine_options,
+    check_models,
     load_engine,
     sampling_of,
     whole_number,
@@ -41,10 +42,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_models(args)
+    sampling = sampling_of(args)
+
     from dflash.decoding.comparison import compare, explain_difference
     from dflash.decoding.prompt import render_prompt
 
-    sampling = sampling_of(args)
     engine = load_engine(args)
     prompt_ids = render_prompt(engine.target, args.prompt, max_new_tokens=args.max_new_tokens)
     engine.warm_up(args.block_size)

@@ -223,9 +223,7 @@ def load_target(args: argparse.Namespace) -> "TargetModel":
     Raises:
         UserError: no such target or device.
     """
-    from dflash.target_source import check_target_reachable
-
-    check_target_reachable(args.target)
+    check_target(args)
 
     from dflash.target import TargetModel
 
@@ -245,6 +243,17 @@ def hide_loading_bars() -> None:
         enable_progress_bars()  # the line above takes the bars of downloads away as well
 
 
+def check_target(args: argparse.Namespace) -> None:
+    """Refuse a --target that cannot be had, without importing torch.
+
+    Raises:
+        UserError: there is no such target.
+    """
+    from dflash.target_source import check_target_reachable
+
+    check_target_reachable(args.target)
+
+
 def check_models(args: argparse.Namespace) -> None:
     """Refuse --target, --draft and --block-size where small files already tell, without importing torch.
 
@@ -252,10 +261,9 @@ def check_models(args: argparse.Namespace) -> None:
         UserError: no such target or draft, or they do not fit one another.
     """
     from dflash.model.draft_folder import check_draft
-    from dflash.target_source import check_target_reachable
 
-    check_target_reachable(args.target)
-    check_draft(args.draft, args.target, args.block_size)
+    check_target(args)
+    check_draft(args.draft, args.target, getattr(args, "block_size", None))
 
 
 def load_engine(args: argparse.Namespace) -> "Engine":

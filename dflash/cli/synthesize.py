@@ -5,7 +5,15 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from dflash.cli.options import add_machine_options, check_writable, load_target, number_between, whole_number, words
+from dflash.cli.options import (
+    add_machine_options,
+    check_target,
+    check_writable,
+    load_target,
+    number_between,
+    whole_number,
+    words,
+)
 from dflash.errors import UserError
 
 
@@ -67,6 +75,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if not (args.prompts or args.dataset or args.self_instruct):
         raise UserError("There is nothing to answer: give --prompts FILE, --dataset ID or --self-instruct N.")
+    check_target(args)
     check_writable(args.out)
 
     from dflash.data.conversations import read_prompts

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from dflash.config import DataConfig
 from dflash.data.conversations import Conversation, conversation_from, parse_record, read_lines
 from dflash.data.hf_dataset import read_rows
+from dflash.data.kinds import refuse_prompts
 from dflash.data.messages import Rejected, without_thinking
 from dflash.data.sources import count_conversations, is_jsonl
 from dflash.data.template import Rendered, render_all
@@ -59,19 +60,29 @@ def load_conversations(config: DataConfig, tokenizer, *, progress: bool = False)
     return loaded
 
 
+def read_sources(config: DataConfig, rejects: list[Reject]) -> Iterator[Conversation]:
+    """The conversations of every source as `load_conversations` names them, lazily and before they are rendered.
+
+    What cannot be used is added to `rejects`.
+
+    Raises:
+        UserError: a source cannot be read or holds no conversation at all.
+    """
+    ids = _Ids()
+    for source in config.train:
+        for _, conversation in _named(source, config, ids, rejects, progress=False):
+            yield conversation
+
+
 def _load(source: str, config: DataConfig, tokenizer, ids: "_Ids", progress: bool) -> Loaded:
     rendered: list[Rendered] = []
     rejects: list[Reject] = []
     under_way: deque[tuple[int, str]] = deque()  # line and id of what went into the renderer and is not out yet
 
     def conversations() -> Iterator[Conversation]:
-        for line, conversation in _parsed(source, config, rejects, progress):
-            own_id = ids.claim(conversation, source, line)
-            if own_id is None:
-                rejects.append(Reject(source, line, _COPY, conversation.id))
-                continue
-            under_way.append((line, own_id))
-            yield replace(conversation, id=own_id)
+        for line, conversation in _named(source, config, ids, rejects, progress):
+            under_way.append((line, conversation.id))
+            yield conversation
 
     for outcome in render_all(conversations(), tokenizer, config.max_length, last_turn_only=config.last_turn_only):
         line, own_id = under_way.popleft()
@@ -80,6 +91,18 @@ def _load(source: str, config: DataConfig, tokenizer, ids: "_Ids", progress: boo
         else:
             rendered.append(outcome)
     return Loaded(rendered, sorted(rejects, key=lambda reject: reject.line))
+
+
+def _named(
+    source: str, config: DataConfig, ids: "_Ids", rejects: list[Reject], progress: bool
+) -> Iterator[tuple[int, Conversation]]:
+    """(line, conversation under an id of its own) of a source; copies and what is no conversation go to `rejects`."""
+    for line, conversation in _parsed(source, config, rejects, progress):
+        own_id = ids.claim(conversation, source, line)
+        if own_id is None:
+            rejects.append(Reject(source, line, _COPY, conversation.id))
+        else:
+            yield line, replace(conversation, id=own_id)
 
 
 def _reason_against(outcome: Rendered | Rejected, config: DataConfig) -> str | None:
@@ -125,6 +148,7 @@ def _parsed(
 def _open(source: str, config: DataConfig) -> tuple[Iterator[tuple[int, str, str, str | dict]], int | None]:
     """(line, its name in complaints, its fallback id, JSON text or record) for every line, and their number."""
     if is_jsonl(source):
+        refuse_prompts(Path(source).expanduser())
         lines = read_lines(Path(source).expanduser())
         numbered = ((number, f"{source}, line {number}", str(number), line) for number, line in lines)
         return numbered, count_conversations([source], config.limit)

@@ -14,6 +14,7 @@ from dflash.embedded import EMBEDDED_NAME
 from dflash.errors import UserError
 from dflash.manifest import describe, find_damage, read_manifest, write_manifest
 from dflash.model.config import DFlashConfig
+from dflash.target_facts import target_facts
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -60,6 +61,28 @@ def read_draft_config(folder: Path) -> DFlashConfig:
         raise UserError(f"Draft {str(folder)!r}: {error}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"Draft {str(folder)!r}: {CONFIG_FILE} could not be read ({error}).") from error
+
+
+def check_draft(name: str | None, target_name: str, block_size: int | None = None) -> None:
+    """Refuse from its small files alone what could not be decoded with, before anything is loaded.
+
+    Args:
+        name: as for `find_draft`.
+        target_name: the target to decode with; one that is not here is not compared.
+        block_size: slots asked for; None: the draft's own.
+
+    Raises:
+        UserError: there is no such draft, it was made for another target, or its blocks are smaller.
+    """
+    config = read_draft_config(find_draft(name, target_name))
+    if facts := target_facts(target_name):
+        sizes = {"hidden_size": facts.hidden_size, "vocab_size": facts.vocab_size, "depth": facts.depth}
+        config.check_target(target_name, **sizes)
+    if block_size is not None and not 2 <= block_size <= config.block_size:
+        raise UserError(
+            f"--block-size {block_size} is out of range for draft {name!r}: choose from 2 to {config.block_size}, the "
+            "block it was trained with."
+        )
 
 
 def check_whole(folder: Path) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dflash.devices import nvidia_driver_is_here
 from dflash.errors import UserError
 from dflash.online.installer import Installer
 from dflash.online.plugin_wheel import build_plugin_wheel, plugin_version
@@ -197,4 +198,4 @@ def engines_root() -> Path:
 
 def detect_device() -> Device:
     """ "cuda" where NVIDIA's driver is loaded; torch is not asked, since importing it takes seconds."""
-    return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+    return "cuda" if nvidia_driver_is_here() else "cpu"

@@ -76,6 +76,20 @@ def _vocabulary(config: TrainConfig, facts: TargetFacts) -> Iterator[Complaint]:
             yield Complaint((name, "target"), f"{name} = {size} exceeds {rows}: lower it, or remove it to use all.")
 
 
+def size_complaints(config: TrainConfig, conversations: int | None) -> Iterator[Complaint]:
+    """Too little data; `conversations` is how many data.train holds at most, where that could be counted."""
+    data = config.data
+    if conversations is None or conversations > data.validation_size:
+        return
+    if data.limit is not None and data.limit * len(data.train) <= data.validation_size:
+        return  # then data.limit is to blame, which is complained about already
+    yield Complaint(
+        ("data.train", "data.limit", "data.validation_size"),
+        f"data.validation_size = {data.validation_size} holds out all {conversations} conversations in data.train = "
+        f"{data.train}: lower it or add data.",
+    )
+
+
 def rank_complaints(config: TrainConfig, world_size: int, *, resumed: bool) -> Iterator[Complaint]:
     """What the number of processes makes impossible or pointless. A resumed run may have had more of them before."""
     run, parallel = config.run, config.parallel

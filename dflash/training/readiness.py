@@ -7,22 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dflash.complaints import Complaint
-from dflash.config import DraftConfig, TrainConfig
+from dflash.config import TrainConfig
 from dflash.data.sources import is_hub_id, is_jsonl
+from dflash.devices import nvidia_driver_is_here
 from dflash.errors import UserError
-from dflash.target_facts import TargetFacts
-from dflash.training.draft_size import FROM_SCRATCH, read_draft_shape
+from dflash.hub import hub_is_reachable
+from dflash.target_facts import target_is_here
 from dflash.training.estimate import Estimate
 from dflash.training.metrics import check_adapters
 from dflash.training.run_folder import RunFolder
 
 
-def machine_complaints(
-    config: TrainConfig, facts: TargetFacts | None, run_dir: Path, numbers: Estimate
-) -> Iterator[Complaint]:
+def machine_complaints(config: TrainConfig, run_dir: Path, numbers: Estimate) -> Iterator[Complaint]:
     """What is missing here for a run of which `numbers` are estimated."""
-    yield from data_complaints(config, numbers.conversations)
-    yield from start_complaints(config, facts)
+    yield from target_source_complaints(config)
+    yield from source_complaints(config)
     if config.features.source == "cache" and config.features.cache is not None:
         yield from _cache(config)
     prompts = config.metrics.decode_prompts
@@ -42,8 +41,7 @@ def machine_complaints(
 
 def device_complaints(config: TrainConfig) -> Iterator[Complaint]:
     """A GPU that seems not to be here, judged by NVIDIA's driver: a guess for planning, torch has the last word."""
-    there = any(Path(sign).exists() for sign in ("/proc/driver/nvidia/version", "/dev/dxg"))
-    if config.run.device.startswith("cuda") and not there:
+    if config.run.device.startswith("cuda") and not nvidia_driver_is_here():
         yield Complaint(
             ("run.device",),
             f"run.device = {config.run.device!r} needs an NVIDIA driver; none seems to be here: set run.device=auto.",
@@ -86,81 +84,39 @@ def _cache(config: TrainConfig) -> Iterator[Complaint]:
         )
 
 
-def data_complaints(config: TrainConfig, conversations: int | None) -> Iterator[Complaint]:
-    """Sources that are not there or too small; `conversations` is their number where it is known."""
-    data = config.data
-    missing = [s for s in data.train if not Path(s).exists() and not is_hub_id(s)]
+def source_complaints(config: TrainConfig) -> Iterator[Complaint]:
+    """Data that is not there."""
+    sources = config.data.train
+    missing = [s for s in sources if not Path(s).exists() and not is_hub_id(s)]
     if missing:
         made = "make JSONL files with `dflash synthesize`, or " if all(map(is_jsonl, missing)) else ""
         yield Complaint(
             ("data.train",),
-            f"data.train = {config.data.train} names {' and '.join(map(repr, missing))}, which "
+            f"data.train = {sources} names {' and '.join(map(repr, missing))}, which "
             f"{'does' if len(missing) == 1 else 'do'} not exist: {made}set data.train=[FILE,...].",
         )
-    elif conversations == 0 and (data.limit is None or data.limit * len(data.train) > data.validation_size):
-        # Otherwise data.limit is to blame, which is complained about already.
+    distant = [s for s in sources if is_hub_id(s)]
+    if distant and not hub_is_reachable():
         yield Complaint(
-            ("data.train", "data.limit", "data.validation_size"),
-            f"data.validation_size = {config.data.validation_size} holds out all conversations in data.train = "
-            f"{config.data.train}: lower it or add data.",
+            ("data.train",),
+            f"data.train names {' and '.join(map(repr, distant))}, and the Hugging Face hub cannot be reached: give "
+            "files or folders, or start when it can.",
         )
 
 
-def start_complaints(config: TrainConfig, facts: TargetFacts | None) -> Iterator[Complaint]:
-    """The draft folder to go on from: there, whole, of this target, and of the shape that the config spells out."""
-    init = config.draft.init
-    if init in FROM_SCRATCH:
-        return
-    folder = Path(init)
-    if not (folder / "config.json").is_file():
+def target_source_complaints(config: TrainConfig) -> Iterator[Complaint]:
+    """A target that would have to be downloaded from a hub out of reach."""
+    name, revision = config.target.name, config.target.revision
+    try:
+        here = target_is_here(name, revision)
+    except UserError:
+        return  # no target at all, which is complained about as such
+    if not here and not hub_is_reachable():
         yield Complaint(
-            ("draft.init",),
-            f"draft.init = {init!r} is neither 'random' nor 'warm' nor a draft folder with a config.json: choose one "
-            "of those.",
+            ("target",),
+            f"target.name = {name!r} is neither a folder nor in the local cache, and the Hugging Face hub cannot be "
+            "reached: give a folder, or start when it can.",
         )
-        return
-    shape = read_draft_shape(init)
-    if shape is None or not (folder / "model.safetensors").is_file():
-        yield Complaint(
-            ("draft.init",),
-            f"draft.init = {init!r} is no whole draft: it needs a DFlash config.json and model.safetensors, as "
-            "checkpoints/step_N/draft of a run has them.",
-        )
-        return
-    tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if facts is not None:
-        expected = {
-            "hidden size": (shape.hidden_size, facts.hidden_size),
-            "vocabulary": (tree.get("vocab_size"), facts.vocab_size),
-            "depth of the target": (tree.get("num_target_layers"), facts.depth),
-        }
-        wrong = [f"{what} {its} instead of {ours}" for what, (its, ours) in expected.items() if its != ours]
-        if wrong:
-            yield Complaint(
-                ("draft.init", "target"),
-                f"draft.init = {init!r} was made for another target than {config.target.name!r} ({', '.join(wrong)}): "
-                "choose a draft of this target.",
-            )
-    yield from _contradicting_shape(config.draft, tree)
-
-
-def _contradicting_shape(draft: DraftConfig, tree: dict) -> Iterator[Complaint]:
-    """A resolved config spells out every default, so only a setting that differs from its default was asked for."""
-    inner = tree["dflash_config"]
-    has = {
-        **{name: tree.get(name) for name in ("num_hidden_layers", "block_size", "intermediate_size", "sliding_window")},
-        "num_features": len(inner["target_layer_ids"]),
-        "target_layer_ids": inner["target_layer_ids"],
-        "mask_token_id": inner.get("mask_token_id"),
-    }
-    for name, value in has.items():
-        asked = getattr(draft, name)
-        if asked not in (None, DraftConfig.model_fields[name].default, value):
-            yield Complaint(
-                (f"draft.{name}", "draft.init"),
-                f"draft.{name} = {asked} contradicts the draft in draft.init = {draft.init!r}, which has {value}: "
-                "remove the setting.",
-            )
 
 
 def _disk(config: TrainConfig, run_dir: Path, disk_bytes: int) -> Iterator[Complaint]:
