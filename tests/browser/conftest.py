@@ -97,15 +97,25 @@ class Visit:
 
 
 @pytest.fixture
-def visit(chromium, workbench):
-    """Opens tabs: `visit(path, width=..., scheme=...)`; what they complained about fails the test."""
+def visit_at(chromium):
+    """Opens tabs: `visit_at(address, path, width=..., scheme=...)`; what they complained about fails the test."""
     opened: list[Visit] = []
 
-    def start(path: str = "", *, width: int = 1440, scheme: str = "light") -> Visit:
-        opened.append(Visit(chromium, workbench, width, scheme))
+    def start(address: str, path: str = "", *, width: int = 1440, scheme: str = "light") -> Visit:
+        opened.append(Visit(chromium, address, width, scheme))
         return opened[-1].open(path)
 
     yield start
     for tab in opened:
         tab.context.close()
     assert [complaint for tab in opened for complaint in tab.complaints] == []
+
+
+@pytest.fixture
+def visit(visit_at, workbench):
+    """The same on the session's workbench: `visit(path, width=..., scheme=...)`."""
+
+    def start(path: str = "", **window) -> Visit:
+        return visit_at(workbench, path, **window)
+
+    return start
