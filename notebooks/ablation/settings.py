@@ -14,6 +14,7 @@ class Ablation:
     setting: str  # section.key of the config
     values: tuple[float, ...]
     baseline: float  # the base config's own value, which the others are compared with
+    small: tuple[float, ...]  # values of the small setting, the baseline among them
     used: tuple[int, ...] = (8,)  # block sizes with which each draft is judged
 
     def override(self, value: float) -> str:
@@ -27,10 +28,10 @@ class Ablation:
 
 
 ABLATIONS = (
-    Ablation("02", "02_number_of_anchors", "blocks.num_anchors", (8, 32, 64, 128, 256), baseline=32),
+    Ablation("02", "02_number_of_anchors", "blocks.num_anchors", (8, 32, 64, 128, 256), baseline=32, small=(8, 32)),
     # The largest value leaves the weights all but equal: exp(-6 / 1000) = 0.994 at the last of 8 slots.
-    Ablation("03", "03_decay", "blocks.gamma", (1.5, 2.5, 4, 7, 1000), baseline=2.5),
-    Ablation("04", "04_block_size", "draft.block_size", (4, 8, 16), baseline=8, used=(4, 8, 16)),
+    Ablation("03", "03_decay", "blocks.gamma", (1.5, 2.5, 4, 7, 1000), baseline=2.5, small=(2.5, 1000)),
+    Ablation("04", "04_block_size", "draft.block_size", (4, 8, 16), baseline=8, small=(4, 8), used=(4, 8, 16)),
 )
 
 
