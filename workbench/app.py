@@ -12,7 +12,7 @@ import gradio as gr
 from workbench.bench import Bench
 from workbench.components import top_bar
 from workbench.machine import here
-from workbench.pages import anatomy, decode, runs, train
+from workbench.pages import acceptance, anatomy, decode, runs, train
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ PAGES = (
     Page("Train", "/train", train.build),
     Page("Runs", "/runs", runs.build),
     Page("Anatomy", "/anatomy", anatomy.build),
+    Page("Acceptance", "/acceptance", acceptance.build),
 )
 
 

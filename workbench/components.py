@@ -6,6 +6,7 @@ read as HTML, and the page keeps scroll position, focus and selection when new d
 
 import html
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -19,12 +20,15 @@ def packed(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 
-def panel(name: str, value: Any = None, **options) -> gr.HTML:
-    """The component whose markup and script are `static/<name>.html` and `static/<name>.js`."""
+def panel(name: str, value: Any = None, *, scripts: Sequence[str] = (), **options) -> gr.HTML:
+    """The component whose markup and script are `static/<name>.html` and `static/<name>.js`.
+
+    `scripts` names files of `static/` that its script builds on: they are put before it.
+    """
     return gr.HTML(
         value=None if value is None else packed(value),
         html_template=static_text(f"{name}.html"),
-        js_on_load=static_text(f"{name}.js"),
+        js_on_load="\n".join(static_text(f"{script}.js") for script in (*scripts, name)),
         apply_default_css=False,
         padding=False,
         **options,

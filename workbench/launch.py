@@ -57,7 +57,7 @@ def serve(options: argparse.Namespace, auth: tuple[str, str] | None):
         quiet=True,
         show_error=True,
         prevent_thread_lock=True,
-        footer_links=["api"],
+        footer_links=[],
         theme=theme.theme(),
         head=theme.head(),
     )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import orjson
+
 _CHUNK = 4 * 2**20  # bytes read at once
 _FINGERPRINT = 256  # bytes before the cursor that tell whether the file is still the one that was read
 
@@ -80,9 +82,12 @@ def newest(path: Path, counts: Mapping[str, int]) -> tuple[dict[str, list[Record
 def parse_line(line: bytes) -> Record | None:
     """A record, or None for anything else."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+        record = orjson.loads(line)
+    except ValueError:
+        try:
+            record = json.loads(line)  # slower, but it takes the NaN that json.dumps writes
+        except (ValueError, RecursionError):
+            return None
     return record if isinstance(record, dict) and is_number(record.get("step")) else None
 
 

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -192,14 +193,19 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: it is no YAML, or holds no settings.
     """
     try:
-        # The C loader: fifty configs are read for one page.
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        # The C loader and a memory, since fifty configs are read for one page every two seconds.
+        tree = _parsed(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         raise ValueError(f"no YAML in line {mark.line + 1}" if mark else "no YAML") from error
     if not isinstance(tree, dict):
         raise ValueError("no settings in it")
     return tree
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _first_line(error: Exception) -> str:

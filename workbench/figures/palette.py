@@ -6,7 +6,28 @@ DRAFT = "#3b7dd8"
 TARGET = "#d97a1e"
 IDLE = "#8a94a0"
 EMPTY = "rgba(128, 138, 150, 0.16)"
+# Runs laid over one another, told apart in light and dark and by the colour-blind; the first ones are draft and target.
+RUNS = (DRAFT, TARGET, "#1f9a8a", "#8c6bd1", "#a5841f", IDLE)
 FONT = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
+
+
+def along_the_block(slot: int, slots: int) -> str:
+    """Colour of slot 1..slots: blue near the anchor, grey in the middle, orange at the far end."""
+    place = (slot - 1) / max(1, slots - 1) * 2
+    start, end = (DRAFT, IDLE) if place <= 1 else (IDLE, TARGET)
+    share = place if place <= 1 else place - 1
+    mixed = (round(a + (b - a) * share) for a, b in zip(_rgb(start), _rgb(end), strict=True))
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)
+
+
+def translucent(colour: str, share: float) -> str:
+    """The colour with this share of opacity, as Plotly takes it."""
+    red, green, blue = _rgb(colour)
+    return f"rgba({red}, {green}, {blue}, {share})"
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return tuple(int(colour[place : place + 2], 16) for place in (1, 3, 5))
 
 
 def lay_out(figure: go.Figure, question: str, *, x: str, y: str, height: int = 300) -> go.Figure:
