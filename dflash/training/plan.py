@@ -21,6 +21,7 @@ from dflash.training.draft_checks import start_complaints
 from dflash.training.estimate import Estimate, estimate
 from dflash.training.preflight import notes, rank_complaints, size_complaints, target_complaints
 from dflash.training.readiness import device_complaints, folder_complaints, machine_complaints
+from dflash.training.resume_notes import resume_notes
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def plan_run(
         *(device_complaints(config) if guess_device else ()),
         *(folder_complaints(run_dir) if new_folder else ()),
     ]
+    remarks = resume_notes(run_dir, config, numbers.conversations) if resumed else ()
     faulty = [field for complaint in faults for field in complaint.fields]
     return RunPlan(
         origin=origin,
@@ -99,7 +101,7 @@ def plan_run(
         run_dir=run_dir,
         facts=facts,
         estimate=numbers,
-        notes=tuple(notes(config, facts, numbers.steps)),
+        notes=(*notes(config, facts, numbers.steps), *remarks),
         faults=tuple(faults),
         # What hangs on a faulty setting was judged with its default.
         lacking=tuple(complaint for complaint in lacking if not complaint.touches(faulty)),
