@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dflash.config import TrainConfig
+    from dflash.online.deployment import Deployment
     from dflash.target_facts import TargetFacts
     from dflash.training.estimate import Estimate
 
@@ -22,6 +23,8 @@ class Plan:
     estimate: "Estimate"
     notes: list[str]
     not_ready: list[str]  # what keeps this machine, though not every machine, from starting it
+    deployment: "Deployment | None" = None  # what is started besides this process
+    rank_arguments: tuple[str, ...] = ()  # of `dflash` in each rank that is started
 
 
 def print_plan(plan: Plan, *, as_json: bool) -> None:
@@ -36,6 +39,7 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
                     "config": plan.config.model_dump(),
                     "target": plan.facts and plan.facts.origin,
                     "derived": plan.estimate.to_dict(),
+                    "processes": dict(_commands(plan)),
                     "notes": plan.notes,
                     "not_ready": plan.not_ready,
                 }
@@ -43,7 +47,7 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         )
         return
     print(f"# Run folder: {plan.run_dir}\n{dump_config(plan.config)}", end="")
-    for line in _derived(plan):
+    for line in (*_derived(plan), *_pipeline(plan)):
         print(f"# {line}".rstrip())
     for note in plan.notes:
         print(f"# Note: {note}")
@@ -90,6 +94,37 @@ def _memory(plan: Plan) -> Iterator[str]:
     width = max(len(part.name) for part in numbers.memory)
     for part in numbers.memory:
         yield f"  {part.name:<{width}}  {_size(part.bytes):>9}{'  on the host' if part.on_host else ''}"
+
+
+def _pipeline(plan: Plan) -> Iterator[str]:
+    """Who runs where, what the store has to hold, and every command."""
+    deployment = plan.deployment
+    if deployment is None:
+        return
+    yield ""
+    for number, server in enumerate(deployment.servers):
+        yield f"Server {number}: {server.url} on {_place(server.gpus)}, layers {list(server.layer_ids)}"
+    yield f"Ranks: {deployment.trainers} on {_place(deployment.trainer_gpus)}"
+    yield (
+        f"Store: {_size(deployment.store_bytes)} lent by the servers; at most {_size(deployment.needed_bytes)} in flight "
+        f"({deployment.trainers} rank(s) x {plan.config.online.in_flight} documents)"
+    )
+    for name, command in _commands(plan):
+        yield f"Command of {name}: {command}"
+
+
+def _commands(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Name and command of each process that would be started."""
+    if plan.deployment is None:
+        return
+    from dflash.online.trainers import trainer_command
+
+    yield from plan.deployment.commands()
+    yield "ranks", plan.deployment.of_ranks(trainer_command(plan.deployment.trainers, plan.rank_arguments))
+
+
+def _place(gpus: tuple[str, ...]) -> str:
+    return f"GPU {', '.join(gpus)}" if gpus else "the CPU"
 
 
 def _size(size: int) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dflash.cli.dry_run import Plan, print_plan
 from dflash.cli.options import check_device, whole_number, words
 from dflash.errors import UserError
+from dflash.online.rank import enter_rank, is_launched
 
 if TYPE_CHECKING:
     from dflash.config import TrainConfig
@@ -49,10 +50,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if is_launched():
+        enter_rank()
     plan = _plan(args)
     if args.dry_run:
         print_plan(plan, as_json=args.json)
         return 0
+    if plan.config.features.source == "online" and plan.config.online.servers is None and not is_launched():
+        return _launch(plan, args)
     if plan.estimate.world_size == 1:
         check_device(plan.config.run.device)  # of several ranks, each finds its own
     if _speaks():
@@ -61,15 +66,51 @@ def run(args: argparse.Namespace) -> int:
     return _train(plan.config, plan.run_dir, resume=args.resume is not None)
 
 
+def _launch(plan: Plan, args: argparse.Namespace) -> int:
+    """Start and supervise servers, store and ranks, each of which runs this command again."""
+    from dflash.online.child import ChildFailed
+    from dflash.online.endpoints import Endpoints
+    from dflash.online.engines import PartFailed
+    from dflash.online.launcher import Launch, Launcher
+
+    if "RANK" in os.environ:
+        Endpoints.of(plan.config)  # says why torchrun is wrong here
+    deployment = plan.deployment or _plan_of_new_target(plan.config, args).deployment
+    fresh, again = _rank_arguments(args, plan.run_dir)
+    launch = Launch(plan.config, deployment, plan.run_dir, args.resume is not None, fresh, again)
+    try:
+        draft = Launcher(launch, lambda text: print(f"dflash: {text}", file=sys.stderr)).run()
+    except (PartFailed, ChildFailed) as error:
+        print(f"dflash: {error}\ndflash: go on with: dflash train --resume {plan.run_dir}", file=sys.stderr)
+        return 1
+    return tell_end(plan.config, plan.run_dir, draft)
+
+
+def _plan_of_new_target(config: "TrainConfig", args: argparse.Namespace) -> Plan:
+    """The plan for a hub target of which nothing was known here: what its servers need is in its config.json."""
+    from dflash.target import load_target_config
+
+    load_target_config(config.target.name, config.target.revision)  # leaves it in the local cache
+    plan = _plan(args)
+    if plan.deployment is None:
+        raise UserError(f"The layers of target {config.target.name!r} are not known: set draft.target_layer_ids.")
+    return plan
+
+
 def _train(config: "TrainConfig", run_dir: Path, *, resume: bool) -> int:
     from dflash.training.trainer import train
 
     # Said by torch at every first checkpoint; one process is what is meant.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     draft = train(config, run_dir, resume=resume)
-    if not _speaks():
-        return 0  # the first rank, whose run folder it is, tells how it ended
-    if _state(run_dir) == "stopped":
+    if not _speaks() or is_launched():
+        return 0  # the first rank, whose run folder it is, tells how it ended, or the launcher does
+    return tell_end(config, run_dir, None if _state(run_dir) == "stopped" else draft)
+
+
+def tell_end(config: "TrainConfig", run_dir: Path, draft: Path | None) -> int:
+    """Print how to go on from a run that was stopped (there is no `draft`) or finished; returns the exit code."""
+    if draft is None:
         print(f"Stopped; go on with: dflash train --resume {run_dir}")
         return 130
     print(f"Draft: {draft}\nTry it: dflash generate --target {config.target.name} --draft {draft} --prompt 'Hello'")
@@ -104,16 +145,33 @@ def _plan(args: argparse.Namespace) -> Plan:
         plan.estimate,
         notes=list(plan.notes),
         not_ready=[complaint.sentence for complaint in plan.lacking],
+        deployment=plan.deployment,
+        rank_arguments=tuple(_rank_arguments(args, run_dir)[0]),
     )
 
 
-def _world_size(args: argparse.Namespace) -> int:
+def _rank_arguments(args: argparse.Namespace, run_dir: Path) -> tuple[list[str], list[str]]:
+    """What each rank that is launched is given: to begin this run, and to go on with it."""
+    overrides = [text for text in (args.config, *args.overrides) if text is not None and "=" in text]
+    again = ["train", "--resume", str(run_dir), *overrides]
+    if args.resume is not None:
+        return again, again
+    from dflash.recipes import resolve_recipe
+
+    config = str(resolve_recipe(args.config))
+    return ["train", config, *overrides, f"--runs={run_dir.parent}", f"--name={run_dir.name}"], again
+
+
+def _world_size(args: argparse.Namespace) -> int | None:
+    """Ranks to plan for; None where no torchrun started this process, which then is the only one, or starts others."""
     for option, given in (("--world-size/--gpus", args.world_size), ("--json", args.json)):
         if given and not args.dry_run:
             raise UserError(f"{option} only belongs to a dry run: add --dry-run, or leave it out.")
     if args.world_size:
         return args.world_size
-    started = os.environ.get("WORLD_SIZE", "1")
+    started = os.environ.get("WORLD_SIZE")
+    if started is None:
+        return None
     if not started.isdecimal() or int(started) < 1:
         raise UserError(f"WORLD_SIZE = {started!r} in the environment is no number of ranks: unset it or use torchrun.")
     return int(started)

@@ -65,13 +65,13 @@ class Child:
         while not ready():
             self.check()
             if time.monotonic() > deadline:
-                raise ChildFailed(f"{self.name} was not ready after {timeout:g} s. {self._last_words()}")
+                raise ChildFailed(f"{self.name} was not ready after {timeout:g} s. {self.last_words()}")
             time.sleep(interval)
 
     def check(self) -> None:
         """Raise ChildFailed if the process has ended."""
         if self.returncode is not None:
-            raise ChildFailed(f"{self.name} ended with {describe_exit(self.returncode)}. {self._last_words()}")
+            raise ChildFailed(f"{self.name} ended with {describe_exit(self.returncode)}. {self.last_words()}")
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines that this process wrote."""
@@ -81,9 +81,13 @@ class Child:
             text = file.read().decode(errors="replace")
         return "\n".join(text.splitlines()[-lines:])
 
+    def terminate(self) -> None:
+        """Ask the whole process group to end, and wait for nothing: of several, each may take its time at once."""
+        self._signal(signal.SIGTERM)
+
     def stop(self, grace: float = 5.0) -> None:
         """End the whole process group: SIGTERM, after `grace` seconds SIGKILL. May be called twice."""
-        self._signal(signal.SIGTERM)
+        self.terminate()
         try:
             self._process.wait(grace)
         except subprocess.TimeoutExpired:
@@ -104,7 +108,8 @@ class Child:
         except ProcessLookupError:
             pass  # the whole group has ended
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The end of its log, and where that is."""
         return f"The end of its log ({self.log}):\n{self.log_tail()}"
 
 

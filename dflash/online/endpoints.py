@@ -48,11 +48,6 @@ class Endpoints:
         return {VARIABLE: json.dumps(asdict(self))}
 
 
-def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is a rank that the launcher started."""
-    return VARIABLE in environment
-
-
 def metrics_of(master: str, port: int) -> str:
     """ "host:port" of a master's metrics."""
     return f"{master.rpartition(':')[0]}:{port}"

@@ -19,3 +19,13 @@ def why_unusable(host: str, port: int) -> str | None:
         except OSError as error:
             return error.strerror or str(error)
     return None
+
+
+def answers(address: str, timeout: float = 1.0) -> bool:
+    """Whether something accepts connections at "host:port"."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout).close()
+    except OSError:
+        return False
+    return True

@@ -1,5 +1,6 @@
 """One SGLang server that captures, as a running process."""
 
+import http.client
 import sys
 import time
 import urllib.request
@@ -56,7 +57,7 @@ class ServerProcess:
             if progress and seconds > said:
                 said = seconds
                 progress(f"waiting for {self.url} ({seconds} s)")
-            return _healthy(self.url)
+            return healthy(self.url)
 
         self.child.wait_until(ready, timeout, interval=0.25)
         return require_proof(
@@ -83,9 +84,10 @@ def progress_line(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _healthy(url: str) -> bool:
+def healthy(url: str) -> bool:
+    """Whether an SGLang server answers that it is well."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
             return response.status == 200
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False

@@ -2,6 +2,7 @@
 
     python -I -S tether.py PARENT_PID COMMAND ARGUMENT...
 
+The command's own children go on unless they tie themselves to it: its id is in their environment (VARIABLE).
 Standard library only, and quick to start: it runs in front of every engine. Linux only, as the engines are.
 """
 
@@ -10,17 +11,23 @@ import os
 import signal
 import sys
 
+VARIABLE = "DFLASH_TETHER"
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     parent, command = int(sys.argv[1]), sys.argv[2:]
-    # The setting survives exec, so that the command keeps this process's id. It follows the thread that forked.
+    tie(parent)  # survives exec, by which the command keeps this process's id
+    os.environ[VARIABLE] = str(os.getpid())
+    os.execvp(command[0], command)
+
+
+def tie(parent: int) -> None:
+    """Have this process killed when `parent` ends, or rather the thread of it that forked; leave if it has ended."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         sys.exit(f"prctl failed: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent:
         sys.exit("the parent ended first")
-    os.execvp(command[0], command)
 
 
 if __name__ == "__main__":

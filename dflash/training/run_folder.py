@@ -125,6 +125,11 @@ class RunFolder:
             pass
         return path.read_text(encoding="utf-8")
 
+    def failure(self) -> str:
+        """What `record_failure` was told; empty where nothing failed, or nobody could say so."""
+        path = self.path / _FAILURE_FILE
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
     def forget_failure(self) -> None:
         (self.path / _FAILURE_FILE).unlink(missing_ok=True)
 
