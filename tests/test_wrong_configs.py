@@ -104,6 +104,8 @@ WRONG_ANYWHERE = [
     (["run.device=cuda:1", "--world-size=2"], "run.device = 'cuda:1'", "set run.device=cuda."),
     # the target
     (["draft.target_layer_ids=[1,36]"], "draft.target_layer_ids = [1, 36]", "choose among those"),
+    (["draft.target_layer_ids=[1,35]", "features.source=online"],
+     "draft.target_layer_ids = [1, 35]", "choose lower layers"),
     (["draft.num_features=34"], "draft.num_features = 34", "ask for 33 or fewer"),
     (["draft.mask_token_id=151936"], "draft.mask_token_id = 151936", "choose a row"),
     (["draft.mask_token_id=151645"], "draft.mask_token_id = 151645", "choose a row"),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dflash.complaints import Complaint
 from dflash.config import TrainConfig
 from dflash.data.sources import is_hub_id
+from dflash.online.captured_layers import captured_layers
 from dflash.target_facts import TargetFacts
 from dflash.training.draft_size import FROM_SCRATCH
 from dflash.training.schedule import phases
@@ -30,6 +31,13 @@ def _layers(config: TrainConfig, facts: TargetFacts) -> Iterator[Complaint]:
             ("draft.target_layer_ids", "target"),
             f"draft.target_layer_ids = {ids} goes beyond {target}, whose layers are 0 to {facts.depth - 1}: choose "
             "among those.",
+        )
+    elif config.features.source == "online" and facts.depth - 1 in captured_layers(config, facts):
+        ids = list(captured_layers(config, facts))
+        yield Complaint(
+            ("draft.target_layer_ids", "features.source", "target"),
+            f"draft.target_layer_ids = {ids} names the last layer of {target}, which SGLang cannot capture for "
+            "features.source = 'online': choose lower layers, or another source.",
         )
     if ids is None and draft.init in FROM_SCRATCH and draft.num_features > max(1, facts.depth - 3):
         yield Complaint(
@@ -142,7 +150,7 @@ def notes(config: TrainConfig, facts: TargetFacts | None, steps: int | None) -> 
             f"Nothing is known here about target {config.target.name!r}: layers, mask token, vocabulary, memory and "
             "disk were not checked."
         )
-    elif facts.depth - 1 in (config.draft.target_layer_ids or ()):
+    elif config.features.source != "online" and facts.depth - 1 in (config.draft.target_layer_ids or ()):
         yield (
             f"draft.target_layer_ids names layer {facts.depth - 1}, the target's last one, which SGLang cannot "
             "capture: this draft will not serve there."
