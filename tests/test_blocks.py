@@ -6,8 +6,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from dflash.blocks.anchors import candidate_mask, sample_anchors
 from dflash.blocks.attention import ATTENTION_FORMS, FlexAttention, compiled_flex_attention
-from dflash.blocks.mask import dense_mask, explain, flex_block_mask, mask_predicate, summarise_tiles
+from dflash.blocks.mask import dense_mask, flex_block_mask, mask_predicate, summarise_tiles
 from dflash.blocks.plan import decay_weights, lay_out, plan_blocks
+from dflash.blocks.reasons import Reason, explain, reasons, sentences
 
 LENGTH, ANCHORS, SIZE = 37, 9, 4
 
@@ -188,6 +189,25 @@ def test_every_cell_is_explained_in_agreement_with_the_mask(plan, window):
                 assert ("another document" in words) == bool(alive and kv < LENGTH and kv < start), words
 
 
+@pytest.mark.parametrize("window", [None, 1, 6])
+def test_a_reason_is_visible_exactly_where_the_mask_is(plan, window):
+    queries, keys = torch.arange(ANCHORS * SIZE), torch.arange(LENGTH + ANCHORS * SIZE)
+    dense = dense_mask(plan, window)
+    for sequence in range(2):
+        found = reasons(plan, sequence, queries, keys, window)
+        assert torch.equal(found <= Reason.OWN_BLOCK, dense[sequence])
+        dropped = ~plan.keep[sequence].repeat_interleave(SIZE)
+        assert torch.equal((found == Reason.DROPPED).any(1), dropped)
+        if window is None:
+            assert not {Reason.OUTSIDE_WINDOW, Reason.LATER_SLOT} & set(found.flatten().tolist())
+
+
+def test_many_cells_are_told_as_each_is_by_itself(plan):
+    queries, keys = [0, 5, ANCHORS * SIZE - 1], [0, 7, LENGTH - 1, LENGTH, LENGTH + 9]
+    together = sentences(plan, 1, queries, keys, 6)
+    assert together == [[explain(plan, 1, query, key, 6) for key in keys] for query in queries]
+
+
 @pytest.mark.parametrize("document_start", [None, torch.arange(600)[None] // 290 * 290])
 def test_tile_summary_counts_what_the_dense_mask_holds(document_start):
     ids = torch.arange(600)[None]
@@ -198,6 +218,7 @@ def test_tile_summary_counts_what_the_dense_mask_holds(document_start):
     for i in range(summary.state.shape[0]):
         for j in range(summary.state.shape[1]):
             cell = dense[i * 128 : (i + 1) * 128, j * 128 : (j + 1) * 128]
+            assert summary.seen[i, j] == cell.sum()
             assert summary.state[i, j] == (0 if not cell.any() else 2 if cell.all() else 1)
     assert summary.count(0) + summary.count(1) + summary.count(2) == summary.state.numel()
 

@@ -50,7 +50,7 @@ def test_mistakes_are_one_sentence(client, arguments, sentence):
 
 def test_anatomy_returns_anchors_slots_and_tiles(client):
     line = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello you."}]})
-    result = client.predict(line, 4, 4, 2.0, 0, 0, 1, api_name="/anatomy")
+    result = client.predict(line, 4, 4, 2.0, 0, 0, 1, api_name="/anatomy_plan")
     assert len(result["anchors"]) == 4 and result["block"] == 1
     assert [slot["position"] for slot in result["slots"]] == [result["anchors"][1] + k for k in range(4)]
     assert result["tiles"]["size"] == 128
@@ -58,7 +58,7 @@ def test_anatomy_returns_anchors_slots_and_tiles(client):
 
 def test_anatomy_names_a_bad_line(client):
     with pytest.raises(AppError, match="not valid JSON"):
-        client.predict("{", 4, 4, 2.0, 0, 0, 0, api_name="/anatomy")
+        client.predict("{", 4, 4, 2.0, 0, 0, 0, api_name="/anatomy_plan")
 
 
 def test_a_login_is_asked_for_where_one_is_set(tiny_target, tiny_target_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""The comparison list of the Decode page: which ways are asked for, and what came of each, in the form the page draws."""
+"""The comparison list of the Decode page: the ways that are asked for, and what came of each, as the page draws it."""
 
 import statistics
 from collections.abc import Callable
@@ -13,7 +13,12 @@ from workbench.bench import SHIPPED, Bench
 from workbench.race_settings import RaceSettings
 
 ENGINES = {"dflash": "this engine", "transformers": "transformers"}
-_NAMES = {"target": "Target alone", "plain": "Plain generate", "prompt_lookup": "Prompt lookup", "assistant": "Small draft"}
+_NAMES = {
+    "target": "Target alone",
+    "plain": "Plain generate",
+    "prompt_lookup": "Prompt lookup",
+    "assistant": "Small draft",
+}
 _FIELDS = {field.name: type(field.default) if field.name != "kind" else str for field in fields(Way)}
 
 

@@ -74,36 +74,14 @@ def flex_block_mask(plan: BlockPlan, window: int | None = None):
     )
 
 
-def explain(plan: BlockPlan, sequence: int, query: int, key: int, window: int | None = None) -> str:
-    """In words, why slot `query` does or does not see key `key` (both indices on the mask's axes)."""
-    block, slot = divmod(query, plan.block_size)
-    anchor, start = int(plan.anchors[sequence, block]), int(plan.starts[sequence, block])
-    me = f"Slot {slot} of block {block} (anchor {anchor})"
-    if not plan.keep[sequence, block]:
-        return f"{me} sees nothing: the block was dropped, no anchor was left for it."
-    if key < plan.sequence_length:
-        if key >= anchor:
-            why = "its feature does not exist yet when decoding" if key == anchor else "it lies in the future"
-            return f"{me} does not see context token {key}: only context strictly before the anchor is visible, {why}."
-        if key < start:
-            return f"{me} does not see context token {key}: it belongs to another document; this one begins at {start}."
-        if not sees_context(start, anchor, slot, key, window):
-            return f"{me} does not see context token {key}: it lies outside the sliding window of {window} tokens."
-        return f"{me} sees context token {key}: it lies strictly before the anchor."
-    other_block, other_slot = divmod(key - plan.sequence_length, plan.block_size)
-    if other_block != block:
-        return f"{me} does not see slot {other_slot} of block {other_block}: blocks never see one another."
-    if not sees_slot(block, slot, other_block, other_slot, window):
-        return f"{me} does not see slot {other_slot}: in a sliding-window layer the block is causal."
-    return f"{me} sees slot {other_slot}: both are in the same block."
-
-
 @dataclass(frozen=True)
 class TileSummary:
-    """The mask as FlexAttention's tiles: `state` [Tq, Tkv] int8 with 0 empty, 1 partial, 2 full."""
+    """The mask as FlexAttention's tiles: `state` [Tq, Tkv] int8 with 0 empty, 1 partial, 2 full, and the number of
+    visible cells of each, `seen` [Tq, Tkv] int64. Tiles at the edges may be smaller than `tile` x `tile`."""
 
     state: torch.Tensor
     tile: int
+    seen: torch.Tensor
 
     def count(self, state: int) -> int:
         return int((self.state == state).sum())
@@ -122,10 +100,11 @@ def summarise_tiles(plan: BlockPlan, sequence: int = 0, window: int | None = Non
     kv = torch.arange(keys, device=plan.anchors.device)[None, :]
     sizes = torch.full((-(-keys // tile),), tile)
     sizes[-1] = keys - tile * (len(sizes) - 1)
-    rows = []
+    rows, counts = [], []
     for start in range(0, slots, tile):
         q = torch.arange(start, min(start + tile, slots), device=plan.anchors.device)[:, None]
         seen = predicate(sequence, None, q, kv).sum(0).cpu()
         seen = torch.nn.functional.pad(seen, (0, len(sizes) * tile - keys)).view(-1, tile).sum(1)
         rows.append(torch.where(seen == 0, 0, torch.where(seen == len(q) * sizes, 2, 1)))
-    return TileSummary(torch.stack(rows).to(torch.int8), tile)
+        counts.append(seen)
+    return TileSummary(torch.stack(rows).to(torch.int8), tile, torch.stack(counts))

@@ -5,8 +5,9 @@ nothing when it is served. The objective's loss on given conversations decides, 
 tau estimate and first-slot accuracy stand beside it. Intervals come from drawing conversations anew (bootstrap).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from tqdm import tqdm
@@ -90,6 +91,7 @@ def check_layers(
     num_anchors: int = 64,
     seed: int = 0,
     progress: bool = True,
+    on_text: Callable[[int, int], None] = lambda done, total: None,
 ) -> LayersReport:
     """Compare the layers of a trained draft with their neighbours.
 
@@ -97,6 +99,8 @@ def check_layers(
         draft: in the target's dtype and on its device.
         conversations: best those it was not trained on; every offset sees the same blocks of each.
         offsets: layers by which features are moved; those beyond the target's depth are left out and named.
+        on_text: called before every text of every offset with how many are done and how many there are; what it
+            raises ends the check there.
 
     Raises:
         UserError: too few conversations, or no offset but 0 lies within the target.
@@ -115,8 +119,14 @@ def check_layers(
     rows = build_rows(usable, max_length=max(len(item.input_ids) for item in usable), packing=False)
     config = _config(draft, target, num_anchors)
     bar = tqdm(total=len(inside) * len(rows), unit="text", desc="layers", disable=not progress)
+    total, numbers = len(inside) * len(rows), count()
+
+    def tick() -> None:
+        on_text(next(numbers), total)
+        bar.update()
+
     with bar:
-        measured = {o: _measure(draft, target, config, rows, [i + o for i in ids], seed, bar) for o in inside}
+        measured = {o: _measure(draft, target, config, rows, [i + o for i in ids], seed, tick) for o in inside}
     return LayersReport(
         tuple(_summarise(o, ids, measured, seed) for o in inside),
         len(rows),
@@ -142,16 +152,16 @@ def _measure(
     rows: Sequence[Row],
     layer_ids: Sequence[int],
     seed: int,
-    bar: tqdm,
+    tick: Callable[[], None],
 ) -> list[BlockStatistics]:
     """Statistics of each conversation, by the trainer's own step."""
     prepare = MicroBatchPreparer(InProcessFeatures(target, layer_ids), target.device)
     step = DraftStep(draft, target, config, target.device)
     statistics = []
     for index, row in enumerate(rows):
+        tick()
         generators = row_generators(seed, "layers", range(index, index + 1))
         statistics.append(step(prepare([row]), generators)[1])
-        bar.update()
     return statistics
 
 

@@ -118,6 +118,7 @@ def check_leak(
     windows: Sequence[int | None] | None = None,
     seed: int = 0,
     progress: bool = True,
+    on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> LeakReport:
     """Measure visibility of a draft with its target.
 
@@ -125,6 +126,8 @@ def check_leak(
         draft: in the target's dtype and on its device; fp32 is best, since bf16 may round a small reaction away.
         windows: sliding windows in tokens, None for full attention; left out, full and one window (the draft's own).
         seed: of the random texts and changes.
+        on_case: called before every combination with how many are done and how many there are; what it raises ends
+            the check there.
 
     Raises:
         UserError: the draft was made for another target, or its output is not finite.
@@ -142,7 +145,10 @@ def check_leak(
         for depth, model in drafts.items()
     ]
     todo.append(partial(_tokens_case, draft, target, scene, default_attention_form(target.device), own))
-    cases = [run(generator) for run in tqdm(todo, unit="case", desc="leak", disable=not progress)]
+    cases = []
+    for run in tqdm(todo, unit="case", desc="leak", disable=not progress):
+        on_case(len(cases), len(todo))
+        cases.append(run(generator))
     return LeakReport(tuple(cases), str(target.dtype).removeprefix("torch."), str(target.device))
 
 

@@ -26,7 +26,10 @@ def build(bench: Bench) -> None:
         seed: int = 0,
         history: list | None = None,
     ) -> dict:
-        """Decode a prompt, behind a history of messages, with the target alone and with draft + target; returns traces, texts, tau, speed-up and identity."""
+        """Decode a prompt with the target alone and with draft + target; returns traces, tau, speed-up and identity.
+
+        `history` is a list of messages before the prompt, each with `role` and `content`.
+        """
         try:
             said = parse_history(history)
             race = Race(bench, RaceSettings(prompt, max_new_tokens, block_size, temperature, rule, draft, seed, said))
@@ -49,7 +52,11 @@ def build(bench: Bench) -> None:
         rounds: int = 1,
         history: list | None = None,
     ) -> list:
-        """Measure several drafts ([{"draft", "block_size", "temperature", "rule", "seed"}]; none: the default one), prompt lookup (0 tokens: not) and a small model on one prompt; returns a row for each way."""
+        """Measure several drafts, prompt lookup and a small model on one prompt; returns a row for each way.
+
+        `drafts` is a list of objects with any of draft, block_size, temperature, rule and seed; left out, the default
+        draft. `lookup_tokens` 0 leaves prompt lookup out; `assistant` is the small model's folder or id.
+        """
         try:
             said = parse_history(history)
             settings = RaceSettings(prompt, max_new_tokens, temperature=temperature, seed=seed, history=said)

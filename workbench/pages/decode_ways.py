@@ -1,4 +1,4 @@
-"""The comparison on the Decode page: several drafts and settings, and the other ways on the same target, on one prompt."""
+"""The comparison on the Decode page: several drafts and settings, and other ways on the same target, on one prompt."""
 
 import json
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from workbench.ways_view import added, compare_ways, draft_way, entry_of, other_
 from workbench.worker import Waiting, Worker
 
 _PRIVATE = {"api_visibility": "private"}
+_INVITATION = "Add settings from the controls, say what else to measure, and press Compare."
 _READ = {"concurrency_limit": None, "show_progress": "hidden", **_PRIVATE}
 
 
@@ -24,7 +25,7 @@ def build(bench: Bench, controls: dict[str, gr.components.Component], history: g
     """Lay out the section and wire it to the page's controls."""
     names = list(controls)
     with gr.Column(elem_classes="df-ways-box"):
-        ways = panel("ways", _view([], "Add settings from the left, tick what else to measure, and press Compare."), elem_id="ways")
+        ways = panel("ways", _content([], _INVITATION), elem_id="ways")
         with gr.Row(elem_classes="df-ways-controls df-side"):
             add = gr.Button("Add these settings", elem_id="add_way", min_width=150)
             lookup = gr.Checkbox(True, label="Prompt lookup", elem_id="lookup", container=False, min_width=130)
@@ -98,19 +99,21 @@ def _stream(bench: Bench, settings: RaceSettings, entries: list[Way], ways: list
     yield _view(entries, words, worker.result, phase="done", about=about)
 
 
-def _view(
-    entries: list[Way], message: str, rows: list[dict] | None = None, *, phase: str = "empty", about: dict | None = None
-) -> str:
+def _view(entries: list[Way], message: str, rows: list[dict] | None = None, **more) -> str:
     """What the panel draws, as it travels."""
-    return packed(
-        {
-            "entries": [entry_of(way) for way in entries],
-            "rows": rows or [],
-            "message": message,
-            "phase": phase,
-            "about": about or {},
-        }
-    )
+    return packed(_content(entries, message, rows, **more))
+
+
+def _content(
+    entries: list[Way], message: str, rows: list[dict] | None = None, *, phase: str = "empty", about: dict | None = None
+) -> dict[str, Any]:
+    return {
+        "entries": [entry_of(way) for way in entries],
+        "rows": rows or [],
+        "message": message,
+        "phase": phase,
+        "about": about or {},
+    }
 
 
 def _entries(view: str | None) -> list[Way]:

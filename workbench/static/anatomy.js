@@ -3,7 +3,9 @@ const { make, visible } = window.dflash;
 const find = (selector) => element.querySelector(selector);
 
 function strip(view) {
+  const begins = new Map(view.starts.map((start, number) => [start, view.documents[number]]));
   const tokens = view.tokens.map((token, position) => {
+    const border = view.starts.length > 1 && begins.has(position) ? make("div", "df-document", begins.get(position)) : null;
     const taught = token.taught ? " taught" : "";
     const inside = view.span && position >= view.span[0] && position < view.span[1] ? " inblock" : "";
     const starts = token.anchor !== null;
@@ -16,7 +18,7 @@ function strip(view) {
       node.addEventListener("click", () => trigger("select", { block: token.anchor }));
     }
     // Spaces are drawn as dots, so the places where a line may break have to be said.
-    return [token.text.startsWith(" ") ? make("wbr") : null, node, token.text.includes("\n") ? make("br") : null];
+    return [border, token.text.startsWith(" ") ? make("wbr") : null, node, token.text.includes("\n") ? make("br") : null];
   });
   const box = find(".df-strip");
   const scrolled = box.scrollTop;
@@ -54,10 +56,17 @@ function slots(view) {
 function draw() {
   if (!props.value) return;
   const view = JSON.parse(props.value);
-  find(".df-counts").textContent = `${view.tokens.length} tokens · ${view.supervised} carry loss · ` +
+  const which = view.items > 1 ? `${view.packing ? "row" : "conversation"} ${view.item} of ${view.items} · ` : "";
+  const padded = view.padding ? ` and ${view.padding} of padding` : "";
+  const documents = view.documents.length > 1 ? `${view.documents.length} conversations in ` : "";
+  find(".df-counts").textContent = which + documents + `${view.tokens.length} tokens${padded} · ${view.supervised} carry loss · ` +
     `${view.kept} of ${view.blocks} anchors placed among ${view.candidates} candidates`;
   strip(view);
   slots(view);
 }
+find(".df-copy").addEventListener("click", () => trigger("link"));
+window.addEventListener("dflash:anatomy-link", (event) => {
+  window.dflash.handOver(window.location.origin + window.location.pathname + "?" + event.detail, find(".df-copy"));
+});
 watch("value", draw);
 draw();

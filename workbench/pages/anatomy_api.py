@@ -1,0 +1,102 @@
+"""The Anatomy page's actions as named endpoints."""
+
+import gradio as gr
+
+from dflash.data.template import Rendered
+from dflash.errors import UserError
+from workbench.anatomy import Anatomy, AnatomySettings, dissect_row, explain_cell, summary
+from workbench.anatomy_query import DEFAULTS
+from workbench.anatomy_rows import Rows, built_in_rows, text_rows
+from workbench.bench import Bench
+from workbench.checks_view import layer_check as run_layers
+from workbench.checks_view import layers_record, leak_record
+from workbench.checks_view import leak_test as run_leak
+from workbench.turns import bench_turns
+
+
+def build(bench: Bench) -> None:
+    """Register the endpoints in the open Blocks."""
+
+    def anatomy_plan(
+        conversation: str = "",
+        num_anchors: int = 48,
+        block_size: int = 8,
+        gamma: float = 4.0,
+        seed: int = 0,
+        window: int = 0,
+        block: int = 0,
+        packing: bool = False,
+        length: int = 2048,
+        row: int = 1,
+    ) -> dict:
+        """Take conversations through the training pipeline: loss mask, anchors, one block's slots, tiles of the mask.
+
+        `conversation` is JSON lines; empty takes a built-in one. `row` counts conversations, or packed rows, from 1.
+        """
+        try:
+            rows = _rows(bench, conversation, packing, length)
+            settings = AnatomySettings(num_anchors, block_size, gamma, seed, window or None)
+            view = dissect_row(bench.target, rows.row(row), settings, length if packing else None)
+            about = {"rows": len(rows.rows), "conversations": rows.conversations, "left_out": rows.complaints()}
+            return summary(view, view.check_block(block)) | about
+        except UserError as error:
+            raise _sentence(error) from error
+
+    def anatomy_cell(
+        query: int,
+        key: int,
+        conversation: str = "",
+        num_anchors: int = 48,
+        block_size: int = 8,
+        seed: int = 0,
+        window: int = 0,
+        packing: bool = False,
+        length: int = 2048,
+        row: int = 1,
+    ) -> dict:
+        """Whether draft slot `query` sees key `key` (the context's tokens, then the slots), and why, in words."""
+        try:
+            rows = _rows(bench, conversation, packing, length)
+            settings = AnatomySettings(num_anchors, block_size, seed=seed, window=window or None)
+            view: Anatomy = dissect_row(bench.target, rows.row(row), settings, length if packing else None)
+            return explain_cell(view, query, key)
+        except UserError as error:
+            raise _sentence(error) from error
+
+    def leak_test(draft: str = "") -> dict:
+        """Change every feature, slot and token in turn: a block's output must not move with what it must not see."""
+        try:
+            with bench_turns.ticket() as turn:
+                turn.wait()
+                return leak_record(run_leak(bench, draft))
+        except UserError as error:
+            raise _sentence(error) from error
+
+    def layer_check(draft: str = "", conversations: str = "") -> dict:
+        """Move a draft's features by one layer: it has to get worse.
+
+        `conversations` are JSON lines, best not trained on; with fewer than four, built-in prompts take their place.
+        """
+        try:
+            with bench_turns.ticket() as turn:
+                turn.wait()
+                given = []
+                if conversations.strip():
+                    rows = text_rows(bench.target, conversations, packing=False, length=512).rows
+                    given = [Rendered(row.ids[0], row.input_ids, row.loss_mask) for row in rows]
+                return layers_record(run_layers(bench, draft, given))
+        except UserError as error:
+            raise _sentence(error) from error
+
+    for endpoint in (anatomy_plan, anatomy_cell, leak_test, layer_check):
+        gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=None)
+
+
+def _rows(bench: Bench, conversation: str, packing: bool, length: int) -> Rows:
+    if conversation.strip():
+        return text_rows(bench.target, conversation, packing=packing, length=length)
+    return built_in_rows(bench.target, DEFAULTS.conversation, packing=packing, length=length)
+
+
+def _sentence(error: UserError) -> gr.Error:
+    return gr.Error(str(error), print_exception=False)
