@@ -92,6 +92,9 @@ class FakeServer:
     "answer", "die" (with everything in flight), "hang up", "malformed", "no json", "bare" (no record), "error record",
     "short" (a token's row is missing), "busy" (503), "refuse" (400), "not found" (404), "abort" (200 with an abort),
     "lost" (the key leads nowhere), "late" (0.5 s).
+
+    A request that wants no hidden states is answered by `reply`; "cut" then ends the answer at the limit of tokens, and
+    "silent" makes it empty. What is not known by then (a record, say) does not matter to it.
     """
 
     layer_ids = LAYER_IDS
@@ -99,6 +102,9 @@ class FakeServer:
     def __init__(self, store: FakeStore, behave: Behaviour = lambda number, request: "answer", port: int = 0) -> None:
         self.store, self.behave = store, behave
         self.compute: Callable[[list[int]], torch.Tensor] = features_of
+        self.reply: Callable[[list[int]], str] = lambda tokens: f"answer {sum(tokens) % 9973}"
+        self.encode: Callable[[str], list[int]] = lambda text: list(text.encode())
+        self.info: dict = {"model_path": "/models/some-target", "revision": None, "version": "0.5.23"}
         self.requests: list[dict] = []
         self.connections = 0
         self.now = self.most = 0  # requests at a time
@@ -121,8 +127,14 @@ class FakeServer:
                     fake._open.discard(self.connection)
                 super().finish()
 
+            def do_GET(self):
+                fake._send(self, 200, {**fake.info, "internal_states": [{}]})
+
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path == "/tokenize":
+                    fake._send(self, 200, {"tokens": [fake.encode(text) for text in body["prompt"]]})
+                    return
                 with fake._lock:
                     number = len(fake.requests)
                     fake.requests.append(body)
@@ -170,7 +182,10 @@ class FakeServer:
         if action == "late":
             time.sleep(0.5)
         status, answer = self._answer(action, request)
-        payload = b"<html>" if action == "no json" else json.dumps(answer).encode()
+        self._send(handler, status, answer, raw=b"<html>" if action == "no json" else None)
+
+    def _send(self, handler: BaseHTTPRequestHandler, status: int, answer: object, raw: bytes | None = None) -> None:
+        payload = json.dumps(answer).encode() if raw is None else raw
         handler.send_response(status)
         handler.send_header("Content-Length", str(len(payload)))
         handler.end_headers()
@@ -190,6 +205,10 @@ class FakeServer:
         if action == "abort":
             reason = {"type": "abort", "status_code": 400, "message": "too long"}
             return 200, {"text": "", "meta_info": {"finish_reason": reason}}
+        if not request.get("return_hidden_states"):
+            reason = {"type": "length" if action == "cut" else "stop"}
+            text = "" if action == "silent" else self.reply(request["input_ids"])
+            return 200, {"text": text, "meta_info": {"finish_reason": reason, "completion_tokens": len(text.encode())}}
         if action == "error record":
             record = {"dflash_capture": 1, "error": "StoreFull: no room"}
             return 200, {"text": "", "meta_info": {"hidden_states": [record]}}

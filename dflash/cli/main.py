@@ -5,11 +5,39 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dflash.cli import benchmark, capture, check, data, doctor, engines, evaluate, generate, patch, plan, synthesize, train
+from dflash.cli import (
+    benchmark,
+    capture,
+    check,
+    data,
+    doctor,
+    engines,
+    evaluate,
+    generate,
+    patch,
+    plan,
+    regenerate,
+    synthesize,
+    train,
+)
 from dflash.cli.options import Parser
 from dflash.errors import UserError
 
-COMMANDS = (generate, evaluate, benchmark, synthesize, data, capture, plan, train, check, engines, patch, doctor)
+COMMANDS = (
+    generate,
+    evaluate,
+    benchmark,
+    synthesize,
+    regenerate,
+    data,
+    capture,
+    plan,
+    train,
+    check,
+    engines,
+    patch,
+    doctor,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

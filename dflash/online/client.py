@@ -1,12 +1,15 @@
-"""One capture request over HTTP: a document's tokens to the record of where its features lie."""
+"""Requests to SGLang servers over HTTP: have a document's features captured, or a prompt answered."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import httpx
 
 from dflash.errors import UserError
 from dflash.online.capture_record import CaptureFailed, CaptureRecord
+
+T = TypeVar("T")
 
 _CONNECT_SECONDS = 5.0
 # Shorter than uvicorn's 5 s, so that no request is sent on a connection which the server is about to close.
@@ -16,14 +19,23 @@ _PASSING = frozenset((408, 425, 429))  # "not now"
 
 
 class Refused(Exception):
-    """The server will never capture this document, and no other will: too long, say."""
+    """The server will never take this request, and no other will: too long, say."""
 
 
 class ServerFault(Exception):
-    """The server did not answer, or not as a capture server should."""
+    """The server did not answer, or not as it should."""
 
 
-class CaptureClient:
+@dataclass(frozen=True)
+class Answer:
+    """What a server generated for a prompt. `text` is without the token that ended it."""
+
+    text: str
+    tokens: int
+    finished: bool  # the target ended it, not the limit of tokens
+
+
+class EngineClient:
     """Keeps connections to all servers open. Lives and is used in one event loop."""
 
     def __init__(self, connections: int, answer_seconds: float) -> None:
@@ -49,6 +61,18 @@ class CaptureClient:
             "rid": request_id,
             "return_hidden_states": True,
         }
+        return await self._generate(address, request, lambda body: CaptureRecord.from_meta_info(body["meta_info"]))
+
+    async def answer(self, address: str, tokens: Sequence[int], sampling: Mapping[str, Any]) -> Answer:
+        """Have a prompt answered; `sampling` are SGLang's `sampling_params`.
+
+        Raises:
+            Refused, ServerFault
+            UserError: what answers there is no SGLang server.
+        """
+        return await self._generate(address, {"input_ids": list(tokens), "sampling_params": dict(sampling)}, _answer)
+
+    async def _generate(self, address: str, request: Mapping[str, Any], parse: Callable[[Any], T]) -> T:
         try:
             response = await self._http.post(f"{address}/generate", json=request)
         except httpx.TimeoutException as error:
@@ -63,8 +87,10 @@ class CaptureClient:
         if not response.is_success:
             raise ServerFault(outcome)
         try:
-            return _record(response.json()["meta_info"])
-        except (CaptureFailed, Refused) as error:
+            body = response.json()
+            _require_taken(body["meta_info"])
+            return parse(body)
+        except (CaptureFailed, Refused, ServerFault) as error:
             raise type(error)(f"{address}: {error}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ServerFault(f"{address} returned a malformed answer: {response.text[:200]!r}") from error
@@ -74,11 +100,21 @@ class CaptureClient:
         await self._http.aclose()
 
 
-def _record(meta_info: dict[str, Any]) -> CaptureRecord:
+def _require_taken(meta_info: Mapping[str, Any]) -> None:
+    """Some refusals come as answers that were given up."""
     finish = meta_info.get("finish_reason") or {}
     if finish.get("type") == "abort" and finish.get("status_code") == 400:
         raise Refused(finish.get("message") or "the request was aborted")
-    return CaptureRecord.from_meta_info(meta_info)
+
+
+def _answer(body: Mapping[str, Any]) -> Answer:
+    meta_info, text = body["meta_info"], body["text"]
+    finish = meta_info["finish_reason"]
+    if finish["type"] not in ("stop", "length"):
+        raise ServerFault(finish.get("message") or f"the answer ended by {finish['type']!r}")
+    if not isinstance(text, str):
+        raise TypeError(f"text is {type(text).__name__}")
+    return Answer(text, int(meta_info["completion_tokens"]), finish["type"] == "stop")
 
 
 def _message(response: httpx.Response) -> str:

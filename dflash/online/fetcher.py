@@ -20,7 +20,7 @@ import torch
 from dflash.errors import UserError
 from dflash.online.buffers import BufferPool
 from dflash.online.capture_record import CaptureFailed, CaptureRecord
-from dflash.online.client import CaptureClient, Refused, ServerFault
+from dflash.online.client import EngineClient, Refused, ServerFault
 from dflash.online.servers import Server, ServerList
 from dflash.online.store import Usage
 from dflash.online.store_errors import MasterDown, StoreError, StoreFull
@@ -112,7 +112,7 @@ class Fetcher:
         self._stop = asyncio.Event()
         self._slots = asyncio.Semaphore(settings.in_flight)
         self._asking: set[asyncio.Task] = set()  # tasks with a request at a server
-        self._client = CaptureClient(settings.in_flight, settings.answer_seconds)
+        self._client = EngineClient(settings.in_flight, settings.answer_seconds)
         # A daemon, so that a consumer that forgets to close cannot keep the process alive.
         self._thread = threading.Thread(target=self._run, name="feature-fetcher", daemon=True)
         self._thread.start()

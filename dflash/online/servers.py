@@ -56,10 +56,13 @@ class ServerList:
             raise UserError(f"A server is listed twice in {list(addresses)}: name each once.")
         self._clock = clock
 
-    def choose(self, avoid: Server | None = None) -> Server | None:
-        """The awake server with the fewest requests; `avoid` only where it is the only one. None while all rest."""
+    def choose(self, avoid: Server | None = None, most: int | None = None) -> Server | None:
+        """The awake server with the fewest requests, fewer than `most`; `avoid` only where it is the only one.
+
+        None while all rest or have as many requests as they may.
+        """
         now = self._clock()
-        awake = [server for server in self.servers if server.rests_until <= now]
+        awake = [s for s in self.servers if s.rests_until <= now and (most is None or s.in_flight < most)]
         others = [server for server in awake if server is not avoid]
         # Among equals the one that did least so far: otherwise a slow trainer would always ask the first.
         return min(others or awake, key=lambda server: (server.in_flight, server.answered), default=None)

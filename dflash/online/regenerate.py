@@ -1,0 +1,201 @@
+"""Data sets with the target's own answers, made by SGLang servers: `dflash regenerate`, and before an online run.
+
+DFlash trains on what the target itself says (arXiv 2602.06036). The answers are generated before anything is trained
+on, into a file of conversations that the rest reads like any other: rows, held-out conversations, packing and the order
+of a run then rest on a finished file, and an interrupted run goes on with the very same tokens, whatever the
+temperature. The servers may be those that capture afterwards, so nothing is loaded twice; the price is that training
+GPUs wait meanwhile, so that for a large data set all GPUs should serve first (`dflash regenerate`, then train).
+
+At temperature 0 an answer depends on the conversation alone, up to ties that batches of different sizes round
+differently. Above 0 every answer has a seed of its own, which SGLang obeys with --enable-deterministic-inference only;
+what is in the journal is never asked for again, so a file is consistent in any case.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dflash.config import DataConfig
+from dflash.data.conversations import Conversation
+from dflash.data.load import Reject, read_sources
+from dflash.data.sources import count_conversations
+from dflash.errors import UserError
+from dflash.online.answer_file import AnswerJournal, read_provenance
+from dflash.online.answering import Answerer, AnswerSettings, AskSettings
+from dflash.online.capture_proof import server_info
+from dflash.online.tokenizer_proof import require_same_tokenizer
+
+_SYNC_EVERY = 2.0  # seconds of answers that the machine's own end may cost
+_SAY_EVERY = 60.0  # seconds between lines where there is no terminal for a bar
+
+
+@dataclass(frozen=True)
+class Served:
+    """What servers serve, as they say themselves."""
+
+    model: str  # path or id
+    revision: str | None
+    version: str | None  # of SGLang
+    room: int | None  # most tokens of prompt and answer together, over all servers
+
+
+def describe_servers(addresses: Sequence[str]) -> Served:
+    """Ask every server what it serves.
+
+    Raises:
+        UserError: one cannot be reached, is no SGLang server, or serves another model than the first.
+    """
+    infos = {address: server_info(address.rstrip("/")) for address in addresses}
+    models = {address: str(info.get("model_path", "")).rstrip("/") for address, info in infos.items()}
+    first, *others = addresses
+    for address in others:
+        # Machines keep the same model in different places.
+        if Path(models[address]).name != Path(models[first]).name:
+            raise UserError(
+                f"Server {address} serves {models[address]!r}, but {first} serves {models[first]!r}: name servers of one "
+                "model only."
+            )
+    rooms = [room for info in infos.values() if (room := info.get("max_req_input_len")) is not None]
+    info = infos[first]
+    return Served(models[first], info.get("revision"), info.get("version"), min(rooms, default=None))
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made: answers of which model, to which conversations. Of `data` only what names those counts."""
+
+    data: DataConfig
+    model: str  # path or id
+    revision: str | None
+    answers: AnswerSettings
+
+    def settings(self) -> dict[str, Any]:
+        """All that the file depends on, as it reads back from JSON."""
+        which = {name: getattr(self.data, name) for name in ("train", "subset", "split", "limit")}
+        model = {"model": Path(self.model).name, "revision": self.revision}
+        return json.loads(json.dumps({**which, **model, **asdict(self.answers)}))
+
+
+def regenerate(
+    order: Order,
+    out: Path,
+    addresses: Sequence[str],
+    tokenizer,
+    asking: AskSettings,
+    *,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+) -> dict[str, Any]:
+    """Fill `out`, or go on filling it; returns its provenance. Once complete it is left as it is, and nobody is asked.
+
+    `say` takes lines about the progress where there is no terminal for a bar.
+
+    Raises:
+        UserError: a source cannot be read, a server is none or reads text otherwise, no server answers for long, `out`
+            holds something else.
+    """
+    settings = order.settings()
+    if (found := _complete(out, settings)) is not None:
+        return found
+    served = describe_servers(addresses)
+    for address in addresses:
+        require_same_tokenizer(address.rstrip("/"), lambda text: tokenizer.encode(text, add_special_tokens=False))
+    answerer = Answerer(addresses, tokenizer, order.answers, asking, served.room)
+    started, ids, unreadable = time.monotonic(), [], []
+    with AnswerJournal(out, settings) as journal:
+        before = journal.tokens
+        with _Progress(count_conversations(order.data.train, order.data.limit), journal, progress, say) as shown:
+            asyncio.run(_fill(journal, answerer, _todo(order, journal, ids, unreadable), shown))
+        sitting = {"seconds": round(time.monotonic() - started, 1), "tokens": journal.tokens - before}
+        return journal.finish(
+            ids,
+            {
+                "unreadable": Counter(reject.reason for reject in unreadable).most_common(),
+                "servers": list(addresses),
+                "sglang": served.version,
+                "retries": answerer.retries,
+                "last_sitting": sitting,
+                "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            },
+        )
+
+
+def _complete(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The provenance of a finished file, None while there is work to do.
+
+    Raises:
+        UserError: the file was made with other settings, or is none of ours.
+    """
+    found = read_provenance(out, settings)
+    if found is not None:
+        out.with_name(f"{out.name}.journal").unlink(missing_ok=True)  # a kill may have come between the two
+    return found
+
+
+def _todo(
+    order: Order, journal: AnswerJournal, ids: list[str], unreadable: list[Reject]
+) -> Iterator[Conversation]:
+    """The conversations without an outcome; notes the ids of all, in order, and what cannot be read."""
+    for conversation in read_sources(order.data, unreadable):
+        ids.append(conversation.id)
+        if conversation.id not in journal:
+            yield conversation
+
+
+async def _fill(
+    journal: AnswerJournal, answerer: Answerer, todo: Iterator[Conversation], shown: "_Progress"
+) -> None:
+    synced = time.monotonic()
+    async for outcome in answerer.answer_all(todo):
+        journal.add(outcome)
+        shown.update(answerer)
+        if time.monotonic() - synced >= _SYNC_EVERY:
+            journal.sync()
+            synced = time.monotonic()
+
+
+class _Progress:
+    """A bar on a terminal, elsewhere a line a minute."""
+
+    def __init__(
+        self, total: int | None, journal: AnswerJournal, wanted: bool, say: Callable[[str], None]
+    ) -> None:
+        self._journal, self._say, self._total = journal, say if wanted else lambda text: None, total
+        self._started, self._said, self._before = time.monotonic(), time.monotonic(), (len(journal), journal.tokens)
+        self._bar = tqdm(
+            total=total, initial=len(journal), unit=" conv", desc="regenerate",
+            disable=not (wanted and sys.stderr.isatty()),
+        )  # fmt: skip
+
+    def update(self, answerer: Answerer) -> None:
+        """One outcome more."""
+        now, (done, tokens) = time.monotonic(), self._before
+        seconds = max(now - self._started, 1e-9)
+        rate = (self._journal.tokens - tokens) / seconds
+        self._bar.set_postfix({"tokens/s": f"{rate:.0f}", "left out": len(self._journal.rejects)}, refresh=False)
+        self._bar.update()
+        if not self._bar.disable or now - self._said < _SAY_EVERY:
+            return
+        self._said = now
+        left = ""
+        if self._total is not None and len(self._journal) > done:
+            each = seconds / (len(self._journal) - done)
+            left = f", {timedelta(seconds=round(each * max(0, self._total - len(self._journal))))} left"
+        trouble = f"; last trouble: {answerer.last_trouble}" if answerer.last_trouble else ""
+        of = "" if self._total is None else f" of {self._total:,}"
+        self._say(f"Regenerated {len(self._journal):,}{of} conversations, {rate:,.0f} tokens/s{left}{trouble}.")
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self._bar.close()
