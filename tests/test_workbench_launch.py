@@ -28,15 +28,30 @@ def test_a_port_in_use_is_one_sentence_and_exit_code_2(taken_port, capsys):
         (["--host", "0.0.0.0"], "--auth"),
         (["--host", "no.such.host.invalid", "--auth", "a:b"], "no.such.host.invalid"),
         (["--auth", "nopassword"], "USER:PASSWORD"),
-        (["--target", " "], "--target"),
+        (["--target", " "], "target's name is empty"),
+        (["--target", "./nowhere"], "'./nowhere' does not exist"),
+        (["--port", "abc"], "'abc' is not a whole number"),
         (["--device", "abacus"], "'abacus'"),
-        (["--draft", "/nope"], "'/nope' holds no config.json"),
+        (["--draft", "/nope"], "'/nope' is no folder"),
         (["--runs", f"{__file__}/runs"], "is a file"),
     ],
 )
 def test_bad_options_are_named(options, named, capsys):
-    assert main(["--no-browser", *options]) == 2
-    assert named in capsys.readouterr().err
+    try:
+        code = main(["--no-browser", *options])
+    except SystemExit as error:
+        code = error.code
+    said = capsys.readouterr().err
+    assert code == 2 and named in said
+    assert said.startswith("app.py: ") and said.count("\n") == 1
+
+
+def test_help_shows_only_defaults_that_say_something(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert "(default: 7860)" in shown
+    assert "(default: )" not in shown and "True" not in shown and "None" not in shown
 
 
 def test_credentials_may_come_from_the_environment(monkeypatch, capsys):

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dflash.cli.options import Parser, check_target, device_name, whole_number
 from dflash.embedded import EMBEDDED_NAME
 from dflash.errors import UserError
+from dflash.model.draft_folder import check_draft
 
 AUTH_VARIABLE = "DFLASH_AUTH"
 
@@ -21,9 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         auth = parse_auth(options.auth or os.environ.get(AUTH_VARIABLE, ""))
         check_host(options.host, auth)
         check_port(options.host, options.port)
-        if not options.target.strip():
-            raise UserError(f"The target's name is empty: give --target {EMBEDDED_NAME}, a folder or a Hugging Face id.")
-        check_folders(options.draft, options.runs)
+        check_target(options)
+        if options.draft:
+            check_draft(options.draft, options.target)
+        check_runs(options.runs)
         demo = serve(options, auth)
     except UserError as error:
         print(f"app.py: {error}", file=sys.stderr)
@@ -83,11 +86,8 @@ def check_host(host: str, auth: tuple[str, str] | None) -> None:
         )
 
 
-def check_folders(draft: str, runs: str) -> None:
-    """Refuse a draft that is not there and a runs folder that is a file, before the page says so click by click."""
-    needed = [name for name in ("config.json", "model.safetensors") if not (Path(draft).expanduser() / name).is_file()]
-    if draft and needed:
-        raise UserError(f"--draft {draft!r} holds no {' and no '.join(needed)}: give the folder of a draft.")
+def check_runs(runs: str) -> None:
+    """Refuse a runs folder that is a file, before the page says so click by click."""
     there = Path(runs).absolute()
     while not there.exists():
         there = there.parent
@@ -120,18 +120,16 @@ def _is_loopback(host: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="app.py",
-        description="Open the DFlash workbench in a browser.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--port", type=int, default=7860, help="port to serve on")
+    parser = Parser(prog="app.py", description="Open the DFlash workbench in a browser.")
+    parser.add_argument("--port", type=whole_number(1), default=7860, help="port to serve on")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on; others than this machine need --auth")
     parser.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser tab")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of training runs")
-    parser.add_argument("--auth", default="", metavar="USER:PASSWORD", help=f"ask for a login (or set ${AUTH_VARIABLE})")
-    parser.add_argument("--target", default=EMBEDDED_NAME, help="target: embedded name, folder or Hugging Face id")
-    parser.add_argument("--draft", default="", help="draft folder to open with; empty takes the shipped one")
-    parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--auth", default="", metavar="USER:PASSWORD", help=f"ask for a login (or set ${AUTH_VARIABLE}); left out, none")
+    parser.add_argument(
+        "--target", metavar="T", default=EMBEDDED_NAME, help="the embedded target's name, a Hugging Face id or a folder"
+    )
+    parser.add_argument("--draft", default="", metavar="D", help="draft folder to open with; left out, the shipped one")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of target and draft")
     return parser

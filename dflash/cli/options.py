@@ -20,7 +20,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, but not the empty ones: their help text says what leaving them out means."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False or action.default == []:
+        if action.default is None or isinstance(action.default, bool) or action.default in ("", []):
             return action.help
         return super()._get_help_string(action)
 
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
             parsed.overrides = given
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"dflash: {message.rstrip('.')}; see '{self.prog} --help'.\n")
+        self.exit(2, f"{self.prog.split()[0]}: {message.rstrip('.')}; see '{self.prog} --help'.\n")
 
 
 def whole_number(minimum: int) -> Callable[[str], int]:
