@@ -1,5 +1,5 @@
 // One chart as SVG: lines with bands, dots, diamonds or intervals; crosshair, zoom by dragging, keyboard, a table behind.
-// Included before a component's script. `shared` = { span, whole, cursor, smooth, hidden: Set of run places }.
+// Included before a component's script. `shared` = { span, whole, cursor, smooth, log, hidden: Set of run places, names }.
 const MARGIN = { left: 50, right: 10, top: 8, bottom: 22 };
 const HEIGHT = 188;
 const MOST_MARKS = 80;
@@ -13,6 +13,21 @@ function ticks(low, high, most) {
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(+(i * step).toPrecision(12));
   return found;
+}
+
+// Powers of ten, with 2 and 5 between them where there is room; a range too narrow for those gets even steps.
+function logTicks(low, high, most) {
+  const decades = Math.log10(high / low);
+  const factors = decades > 1.5 ? [1] : [1, 2, 5];
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
+    for (const factor of factors) {
+      const tick = +(factor * 10 ** power).toPrecision(3);
+      if (tick >= low && tick <= high) found.push(tick);
+    }
+  }
+  const every = Math.ceil(found.length / (most + 1));
+  return found.length < 2 ? ticks(low, high, most) : found.filter((_, i) => i % every === 0);
 }
 
 // Place of the value nearest to `wanted` in an increasing list.
@@ -93,7 +108,9 @@ class Chart {
         high = Math.max(high, curve.high ? curve.high[i] : curve.y[i]);
       }
     }
+    this.isLog = this.shared.log && this.isOverSteps && low > 0 && high > low;
     if (low > high) return [0, 1];
+    if (this.isLog) return [low / (high / low) ** 0.05, high * (high / low) ** 0.05];
     if (!this.isOverSteps) low = Math.min(0, low);
     const room = (high - low) * 0.06 || Math.abs(high) * 0.05 || 1;
     return [low < 0 ? low - room : Math.max(0, low - room), high + room];
@@ -108,10 +125,11 @@ class Chart {
     const right = this.width - MARGIN.right;
     const bottom = HEIGHT - MARGIN.bottom;
     this.x = (value) => MARGIN.left + ((value - from) / (to - from || 1)) * (right - MARGIN.left);
-    this.y = (value) => bottom - ((value - low) / (high - low || 1)) * (bottom - MARGIN.top);
+    const bend = this.isLog ? Math.log : (value) => value;
+    this.y = (value) => bottom - ((bend(value) - bend(low)) / (bend(high) - bend(low) || 1)) * (bottom - MARGIN.top);
     this.step = (pixel) => from + ((pixel - MARGIN.left) / (right - MARGIN.left)) * (to - from);
     const parts = [];
-    for (const tick of ticks(low, high, 4)) {
+    for (const tick of this.isLog ? logTicks(low, high, 4) : ticks(low, high, 4)) {
       parts.push(svg("line", { class: "grid", x1: MARGIN.left, x2: right, y1: this.y(tick), y2: this.y(tick) }));
       const label = svg("text", { class: "tick", x: MARGIN.left - 6, y: this.y(tick) + 4, "text-anchor": "end" });
       label.textContent = figure(tick);

@@ -2,7 +2,7 @@
 const { make } = window.dflash;
 const find = (selector) => element.querySelector(selector);
 const charts = new Map();
-const shared = { names: [], span: chosen.span, whole: null, cursor: null, smooth: 0, hidden: new Set() };
+const shared = { names: [], span: chosen.span, whole: null, cursor: null, smooth: 0, log: false, hidden: new Set() };
 let view = null;
 let seen = "";
 let asked = "";
@@ -163,7 +163,8 @@ async function image(plot) {
   return picture;
 }
 
-find(".df-smooth select").addEventListener("change", (event) => { shared.smooth = Number(event.target.value); redraw(); });
+find(".df-scale").addEventListener("change", (event) => { shared.log = event.target.value === "log"; redraw(); });
+find(".df-factor").addEventListener("change", (event) => { shared.smooth = Number(event.target.value); redraw(); });
 find(".df-in").addEventListener("click", () => hooks.scale(0.5, shared.cursor));
 find(".df-out").addEventListener("click", () => hooks.scale(2, shared.cursor));
 find(".df-whole").addEventListener("click", () => hooks.zoom(null));
