@@ -112,7 +112,6 @@ def test_the_base_config_has_each_ablations_baseline():
 @pytest.fixture
 def runner(tmp_path, monkeypatch):
     """A runner whose commands leave the folder of a finished run, and whose drafts are judged without a model."""
-    made = Runner(Path("base.yaml"), tmp_path / "features", tmp_path / "runs", tmp_path / "results", say=lambda _: None)
     executed = []
 
     def execute(command):
@@ -127,7 +126,7 @@ def runner(tmp_path, monkeypatch):
         record = {"kind": "train", "step": 80, "loss": 4.5, "slot_count": [128.0, 120.0]}
         (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
 
-    monkeypatch.setattr("ablation.runner._execute", execute)
+    made = Runner(Path("base.yaml"), *(tmp_path / name for name in ("features", "runs", "results")), execute=execute)
     monkeypatch.setattr("ablation.runner.score_held_out", lambda *_, **__: BASE[0].held_out[4])
     monkeypatch.setattr(Runner, "_target", None)
     return made, executed

@@ -25,13 +25,34 @@ from dflash.evaluation.held_out import score_held_out
 from dflash.target import TargetModel
 
 
+Command = tuple[str, ...]
+
+
+def in_a_process(command: Command) -> None:
+    """Run a `dflash` command of this very installation in a process of its own.
+
+    Raises:
+        UserError: it failed; its own words went to the terminal.
+    """
+    program, *arguments = command
+    finished = subprocess.run([sys.executable, "-m", program, *arguments], stdout=subprocess.DEVNULL)
+    _check(command, finished.returncode)
+
+
+def in_this_process(command: Command) -> None:
+    """The same without a new process, whose start takes most of the time of a tiny run."""
+    from dflash.cli.main import main
+
+    _check(command, main([*command[1:]]))
+
+
 @dataclass(frozen=True)
 class Runner:
     """Paths are relative to the current folder, as in the commands that it runs and records.
 
     `config` is the base config, `features` the folder of its captured features, `runs` holds the run folders and
     `results` the result files. `extra` overrides the base config in every run; `anchors` is the number of blocks per
-    held-out conversation that judge a draft.
+    held-out conversation that judge a draft. `execute` runs a `dflash` command, or raises UserError.
     """
 
     config: Path
@@ -40,14 +61,14 @@ class Runner:
     results: Path
     extra: tuple[str, ...] = ()
     anchors: int = 32
-    say: Callable[[str], None] = print
+    execute: Callable[[Command], None] = in_a_process
 
     def file(self, ablation: Ablation) -> Path:
         return self.results / f"{ablation.name}.jsonl"
 
     def capture(self) -> None:
         """Compute the features of all runs, once; a folder that holds some of them is completed."""
-        _execute(self.capture_command)
+        self.execute(self.capture_command)
 
     def run(self, ablation: Ablation, values: Sequence[float], seed: int) -> None:
         """Make and judge what is missing of these values with this seed."""
@@ -56,13 +77,13 @@ class Runner:
                 continue
             run_dir = self._train(ablation, value, seed)
             append_result(self.file(ablation), self._judged(ablation, value, seed, run_dir))
-            self.say(f"{ablation.number}: {ablation.override(value)} with seed {seed} is done.")
+            print(f"{ablation.number}: {ablation.override(value)} with seed {seed} is done.")
 
     @property
-    def capture_command(self) -> tuple[str, ...]:
+    def capture_command(self) -> Command:
         return ("dflash", "capture", str(self.config), *self.extra, "--out", str(self.features))
 
-    def train_command(self, ablation: Ablation, value: float, seed: int) -> tuple[str, ...]:
+    def train_command(self, ablation: Ablation, value: float, seed: int) -> Command:
         changed = () if value == ablation.baseline else (ablation.override(value),)
         settings = ("features.source=cache", f"features.cache={self.features}", *changed, f"run.seed={seed}")
         where = ("--runs", str(self.runs), "--name", ablation.run_name(value, seed))
@@ -73,12 +94,12 @@ class Runner:
         run_dir = self.runs / ablation.run_name(value, seed)
         if _state(run_dir) != "finished":
             begun = any(run_dir.glob("checkpoints/step_*"))
-            _execute(("dflash", "train", "--resume", str(run_dir)) if begun else self._fresh(ablation, value, seed))
+            self.execute(("dflash", "train", "--resume", str(run_dir)) if begun else self._fresh(ablation, value, seed))
         if _state(run_dir) != "finished":
             raise UserError(f"Run {str(run_dir)!r} was stopped: give the same command again to go on.")
         return run_dir
 
-    def _fresh(self, ablation: Ablation, value: float, seed: int) -> tuple[str, ...]:
+    def _fresh(self, ablation: Ablation, value: float, seed: int) -> Command:
         """The command for a new run, in whose place nothing of one lies that died before its first checkpoint."""
         (self.runs / ablation.run_name(value, seed) / "metrics.jsonl").unlink(missing_ok=True)
         return self.train_command(ablation, value, seed)
@@ -113,16 +134,9 @@ class Runner:
         return TargetModel.load(settings["name"], dtype=settings.get("dtype", "bfloat16"), layers=False)
 
 
-def _execute(command: tuple[str, ...]) -> None:
-    """Run a `dflash` command of this very installation.
-
-    Raises:
-        UserError: it failed; its own words went to the terminal.
-    """
-    program, *arguments = command
-    finished = subprocess.run([sys.executable, "-m", program, *arguments], stdout=subprocess.DEVNULL)
-    if finished.returncode:
-        raise UserError(f"`{shlex.join(command)}` ended with code {finished.returncode}: see its message above.")
+def _check(command: Command, code: int) -> None:
+    if code:
+        raise UserError(f"`{shlex.join(command)}` ended with code {code}: see its message above.")
 
 
 def _state(run_dir: Path) -> str | None:

@@ -4,12 +4,11 @@ Its figures mean nothing; it is run by the tests so that the notebooks cannot ro
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ablation.results import RunResult, read_results
-from ablation.runner import Runner
+from ablation.runner import Runner, in_this_process
 from ablation.settings import Ablation
 
 _HERE = Path(__file__).resolve().parents[1]
@@ -30,12 +29,12 @@ _SETTINGS = (
 )
 
 
-def small_results(ablation: Ablation, say: Callable[[str], None] = print) -> list[RunResult]:
+def small_results(ablation: Ablation) -> list[RunResult]:
     """Train and judge one-layer drafts of three steps with the ablation's small values, in a folder that goes again."""
     with TemporaryDirectory() as folder:
         place = Path(folder)
         base, paths = _HERE / "ablation.yaml", (place / "features", place / "runs", place / "results")
-        runner = Runner(base, *paths, extra=_SETTINGS, anchors=4, say=say)
+        runner = Runner(base, *paths, extra=_SETTINGS, anchors=4, execute=in_this_process)
         runner.capture()
         runner.run(ablation, ablation.small, seed=0)
         return read_results(runner.file(ablation))

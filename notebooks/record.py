@@ -1,0 +1,61 @@
+"""Run notebooks on their recorded results and keep what they show: `python notebooks/record.py 02 05`.
+
+Each Plotly figure gets a picture beside it, drawn by Chromium from the very same data, for places that show no live
+figures (GitHub, nbconvert). Nothing is fetched from elsewhere.
+"""
+
+import argparse
+import base64
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import plotly.offline
+from nbclient import NotebookClient
+from playwright.sync_api import Page, sync_playwright
+
+HERE = Path(__file__).resolve().parent
+_FIGURE = "application/vnd.plotly.v1+json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs="+", help="of the notebooks: 01 to 05")
+    args = parser.parse_args()
+    os.environ["DFLASH_NOTEBOOK_SETTING"] = "recorded"
+    paths = [path for number in args.numbers for path in sorted(HERE.glob(f"{number}_*.ipynb"))]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 840, "height": 1000}, device_scale_factor=2)
+        page.set_content(f"<script>{plotly.offline.get_plotlyjs()}</script><div id='figure'></div>")
+        for path in paths:
+            record(path, page)
+            print(path.name)
+        browser.close()
+
+
+def record(path: Path, page: Page) -> None:
+    """Execute a notebook in place."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times of day, different every time
+        for output in cell.get("outputs", ()):
+            if _FIGURE in output.get("data", {}):
+                output["data"]["image/png"] = picture(page, output["data"][_FIGURE])
+    notebook.metadata["language_info"] = {"name": "python"}
+    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+
+
+def picture(page: Page, figure: dict) -> str:
+    """The figure as PNG, base64."""
+    page.evaluate(
+        "figure => Plotly.newPlot('figure', figure.data, figure.layout, {staticPlot: true})",
+        json.loads(json.dumps(figure)),
+    )
+    return base64.b64encode(page.locator("#figure").screenshot()).decode()
+
+
+if __name__ == "__main__":
+    main()
