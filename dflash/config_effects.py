@@ -28,7 +28,7 @@ class IdleRule:
 
 
 # Settings of the servers, which are somebody else's business where online.servers names running ones.
-_OF_SERVERS = tuple(
+OF_SERVERS = tuple(
     f"online.{name}"
     for name in (
         "num_servers",
@@ -91,7 +91,7 @@ RULES = (
         "set features.source=online",
     ),
     IdleRule(
-        _OF_SERVERS,
+        OF_SERVERS,
         lambda c: _online(c) and c.online.servers is not None,
         "online.servers names servers that run already",
         "remove online.servers",

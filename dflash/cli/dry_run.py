@@ -104,10 +104,10 @@ def _pipeline(plan: Plan) -> Iterator[str]:
     yield ""
     for number, server in enumerate(deployment.servers):
         yield f"Server {number}: {server.url} on {_place(server.gpus)}, layers {list(server.layer_ids)}"
-    yield f"Ranks: {deployment.trainers} on {_place(deployment.trainer_gpus)}"
+    yield f"Ranks: {deployment.ranks} on {_place(deployment.trainer_gpus)}"
     yield (
         f"Store: {_size(deployment.store_bytes)} lent by the servers; at most {_size(deployment.needed_bytes)} in flight "
-        f"({deployment.trainers} rank(s) x {plan.config.online.in_flight} documents)"
+        f"({deployment.ranks} rank(s) x {plan.config.online.in_flight} documents)"
     )
     for name, command in _commands(plan):
         yield f"Command of {name}: {command}"
@@ -120,7 +120,7 @@ def _commands(plan: Plan) -> Iterator[tuple[str, str]]:
     from dflash.online.trainers import trainer_command
 
     yield from plan.deployment.commands()
-    yield "ranks", plan.deployment.of_ranks(trainer_command(plan.deployment.trainers, plan.rank_arguments))
+    yield "ranks", plan.deployment.of_ranks(trainer_command(plan.deployment.ranks, plan.rank_arguments))
 
 
 def _place(gpus: tuple[str, ...]) -> str:

@@ -17,6 +17,7 @@ from dflash.cli import (
     patch,
     plan,
     regenerate,
+    serve_target,
     synthesize,
     train,
 )
@@ -35,6 +36,7 @@ COMMANDS = (
     train,
     check,
     engines,
+    serve_target,
     patch,
     doctor,
 )

@@ -31,7 +31,8 @@ class Deployment:
     master: MasterSettings | None  # None: one runs already
     endpoints: Endpoints
     environment: EngineEnvironment
-    trainers: int
+    ranks: int  # that use the store
+    trains_here: bool  # whether they are started as well
     trainer_gpus: tuple[str, ...]  # none on a CPU
     needed_bytes: int  # that all ranks may have in the store at a time
 
@@ -46,7 +47,8 @@ class Deployment:
         parts = ["a Mooncake master"] if self.master is not None else []
         each = len(self.servers[0].gpus)
         parts.append(f"{len(self.servers)} SGLang server(s) on {f'{each} GPU(s) each' if each else 'the CPU'}")
-        parts.append(f"{self.trainers} training rank(s)")
+        if self.trains_here:
+            parts.append(f"{self.ranks} training rank(s)")
         return ", ".join(parts)
 
     @property
@@ -56,13 +58,21 @@ class Deployment:
 
     @classmethod
     def of(
-        cls, config: TrainConfig, facts: TargetFacts, layer_ids: tuple[int, ...], trainers: int
+        cls,
+        config: TrainConfig,
+        facts: TargetFacts,
+        layer_ids: tuple[int, ...],
+        ranks: int,
+        *,
+        trains_here: bool = True,
     ) -> "Deployment":
-        """What `config`, without online.servers, amounts to; `trainers` may be none, where others only use it."""
+        """What `config`, without online.servers, amounts to; the ranks may be on other machines."""
         online, device = config.online, serving_device(config)
         host = online.host or "127.0.0.1"
         each = online.tensor_parallel if device == "cuda" else 0
-        serving, training = split(visible_gpus(), online.num_servers, each, trainers if each else 0)
+        serving, training = split(
+            visible_gpus(), online.num_servers, each, ranks if each and trains_here else 0
+        )
         context = online.context_length or config.data.max_length + SPARE_TOKENS
         servers = tuple(
             ServerSettings(
@@ -90,16 +100,17 @@ class Deployment:
             capture=CaptureSettings(
                 address,
                 host=host,
-                segment_bytes=segment_bytes(config, facts, trainers),
+                segment_bytes=segment_bytes(config, facts, ranks),
                 protocol=online.protocol,
                 devices=",".join(online.rdma_devices),
             ),
             master=master,
             endpoints=Endpoints(urls, address, metrics, host, gpus=each or None, proved=True),
             environment=EngineEnvironment.at(online.environment, device),
-            trainers=trainers,
+            ranks=ranks,
+            trains_here=trains_here,
             trainer_gpus=training,
-            needed_bytes=needed_bytes(config, facts, trainers),
+            needed_bytes=needed_bytes(config, facts, ranks),
         )
 
     def commands(self) -> Iterator[tuple[str, str]]:

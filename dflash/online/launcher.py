@@ -17,7 +17,7 @@ from dflash.errors import UserError
 from dflash.online.child import ChildFailed
 from dflash.online.deployment import Deployment
 from dflash.online.engines import Engines, PartFailed, Policy
-from dflash.online.follow import Follower
+from dflash.online.follow import Follower, errors_into
 from dflash.online.opening import join_store, prove_server, sweep_run
 from dflash.online.rank import rank_log
 from dflash.online.server import progress_line
@@ -96,7 +96,8 @@ class Launcher:
         self._say(f"Starting {launch.deployment.summary}; the logs are in {self._logs}.")
         tokenizer = load_tokenizer(launch.config.target.name, launch.config.target.revision)
         engines.start_master()
-        store = join_store(launch.config, launch.deployment.endpoints)
+        with errors_into(self._logs / "store-client.log"):  # Mooncake's own lines
+            store = join_store(launch.config, launch.deployment.endpoints)
         try:
             sweep_run(store, launch.run_dir)
             layer_ids = launch.deployment.servers[0].layer_ids
@@ -109,7 +110,7 @@ class Launcher:
 
     def _train(self, store: MooncakeStore) -> Path | None:
         """Watch ranks and engines to the end, and leave the store empty."""
-        self._say(f"Training on {self._launch.deployment.trainers} rank(s).")
+        self._say(f"Training on {self._launch.deployment.ranks} rank(s).")
         self._set_status("starting", waiting="the ranks start")
         follower = Follower(rank_log(self._logs, 0))
         self._trainers.start(self._launch.again if self._launch.resume else self._launch.fresh)

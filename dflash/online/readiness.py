@@ -34,7 +34,7 @@ def online_target_complaints(
         yield Complaint(
             ("online.store_gib", "online.in_flight", "online.num_servers"),
             f"online.store_gib = {online.store_gib:g} on {online.num_servers} server(s) is less than the "
-            f"{need / 2**30:.3g} GiB that {deployment.trainers} rank(s) with online.in_flight = {online.in_flight} "
+            f"{need / 2**30:.3g} GiB that {deployment.ranks} rank(s) with online.in_flight = {online.in_flight} "
             f"documents of data.max_length = {config.data.max_length} tokens may have there at a time: set it to "
             f"{each * 1.005:.3g} or more, or lower online.in_flight.",
         )
@@ -81,8 +81,8 @@ def _gpus(config: TrainConfig, deployment: Deployment) -> Iterator[Complaint]:
         yield Complaint(
             ("online.num_servers", "online.tensor_parallel", "online.trainers", "run.device"),
             f"online.num_servers = {online.num_servers} times online.tensor_parallel = {online.tensor_parallel} and "
-            f"{deployment.trainers} training rank(s) take {deployment.gpus} GPUs, but {here} are visible here: lower "
-            "them, or set run.device=cpu.",
+            f"{len(deployment.trainer_gpus)} training rank(s) take {deployment.gpus} GPUs, but {here} are visible here: "
+            "lower them, or set run.device=cpu.",
         )
 
 

@@ -39,7 +39,7 @@ class Trainers:
         }
         if deployment.trainer_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(deployment.trainer_gpus)
-        command = trainer_command(deployment.trainers, arguments)
+        command = trainer_command(deployment.ranks, arguments)
         self.child = Child("torchrun", command, self._logs / "torchrun.log", environment)
 
     def ask_to_stop(self) -> None:
