@@ -72,8 +72,8 @@ def _field_view(
         "text": edits.get(field.setting, as_text(given)),
         "edited": field.setting in edits and edits[field.setting].strip() != as_text(given),
         # What holds when it is left empty.
-        "resolved": as_text(resolved) or field.derived or "none",
-        "default": as_text(field.default) or field.derived or "none",
+        "resolved": as_text(resolved) or field.derived,
+        "default": as_text(field.default) or field.derived,
         "idle": idle,
         "complaints": [c.sentence for c in complaints if first_setting(c) == field.setting],
     }

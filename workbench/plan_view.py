@@ -33,6 +33,8 @@ def launch_view(prepared: Prepared, origins: list[dict[str, Any]], about: str, b
             for complaint in (*plan.faults, *plan.lacking)
         ],
         "make": [synthesis_in_words(prepared, file) for file in files],
+        "command": prepared.shown_command,
+        "yaml": prepared.frozen,
         "can_make": bool(files) and not plan.faults and len(plan.lacking) == 1,
     }
 
@@ -54,8 +56,6 @@ def plan_view(prepared: Prepared) -> dict[str, Any]:
         "numbers": _numbers(prepared),
         "devices": [vars(device) for device in devices_of(plan.config, plan.estimate.world_size)],
         "remarks": list(plan.notes),
-        "command": prepared.shown_command,
-        "yaml": prepared.frozen,
     }
 
 

@@ -90,8 +90,11 @@ class TrainJobs:
 
     def rows(self) -> list[dict[str, Any]]:
         """What the page and the API show: queued, running, then the latest that are over. Starts the queue if it stands."""
-        self.jobs.advance()
         jobs = self.jobs.list()
+        states = {job.state for job in jobs}
+        if "queued" in states and "running" not in states:  # the keeper that should have gone on was killed
+            self.jobs.advance()
+            jobs = self.jobs.list()
         shown = [job for job in jobs if job.active] + [job for job in jobs if not job.active][:_SHOWN]
         queued = [job.name for job in jobs if job.state == "queued"]
         rows = [self._row(job, queued) for job in shown]

@@ -44,7 +44,7 @@ def learning_rate_curve(points: Sequence[tuple[int, float]], corners: Sequence[R
         showlegend=False,
     )
     figure.update_yaxes(rangemode="tozero", tickformat=".1e")
-    lay_out(figure, "When does it learn how fast?", x="optimizer step", y="learning rate", height=230)
+    lay_out(figure, "When does it learn how fast?", x="optimizer step", y="learning rate", height=210)
     return figure.update_layout(margin={"l": 64, "b": 44})
 
 
@@ -69,7 +69,7 @@ def memory_bars(parts: Sequence[MemoryPart], place: str, capacity: int | None = 
     if capacity is not None:
         taken = sum(part.bytes for part in parts if not part.on_host)
         text = f"{taken / 2**30:.1f} of {capacity / 2**30:.0f} GiB"
-        figure.add_annotation(text=text, x=1, y=0, xref="paper", yref="paper", showarrow=False, xanchor="right",
+        figure.add_annotation(text=text, x=1, y=1.02, xref="paper", yref="paper", showarrow=False, xanchor="right",
                               yanchor="bottom", font={"color": IDLE if taken <= capacity else TARGET})  # fmt: skip
-    height = 96 + 22 * max(3, len(ordered))
+    height = 92 + 20 * max(3, len(ordered))
     return lay_out(figure, f"What takes the memory of {place}?", x="GiB", y="", height=height)

@@ -24,7 +24,7 @@ function control(field) {
 }
 
 function build(field) {
-  const box = make("div", "df-field");
+  const box = make("div", "df-field" + (field.kind === "texts" ? " wide" : ""));
   const id = "df-" + field.setting.replace(".", "-");
   const label = make("label", "", field.key);
   label.htmlFor = id;
@@ -67,11 +67,13 @@ function buildSection(section) {
     if (!opened.delete(section.name)) opened.add(section.name);
     arrange();
   });
-  head.append(make("h3", "", section.name), make("span", "df-note", section.about), more);
+  head.append(make("h3", "", section.name), more);
   const grid = make("div", "df-field-grid");
   grid.append(...section.fields.map(build));
   const note = make("p", "df-note df-idle-note");
-  box.append(head, grid, note);
+  const body = make("div");
+  body.append(...(section.about ? [make("p", "df-note df-section-about", section.about)] : []), grid, note);
+  box.append(head, body);
   const chip = make("button", "df-chip-button", section.name);
   chip.type = "button";
   chip.addEventListener("click", () => {
@@ -92,9 +94,9 @@ function update(field) {
   nodes.box.classList.toggle("idle", Boolean(field.idle));
   nodes.input.setAttribute("aria-invalid", field.complaints.length > 0);
   nodes.reset.hidden = !field.edited;
-  nodes.reset.title = field.given ? "Back to " + field.given : "Back to the default, " + field.default;
+  nodes.reset.title = field.given ? "Back to " + field.given : "Back to the default, " + (field.default || "none");
   nodes.error.textContent = field.complaints.join(" ");
-  nodes.about.textContent = field.idle ? field.idle : field.about + (field.about.includes("default:") || isSelect(field) ? "" : " (default " + field.default + ")");
+  nodes.about.textContent = field.idle ? field.idle : field.about + (field.about.includes("default:") || !field.default ? "" : `; default: ${field.default}`);
 }
 
 // Which settings are shown: the usual ones and those that say something; all of them on demand.

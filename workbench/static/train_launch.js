@@ -21,7 +21,7 @@ function remember() {
   for (const [setting, text] of Object.entries(request.settings)) query.set(setting, text);
   if (request.name) query.set("name", request.name);
   if (request.ranks !== 1) query.set("ranks", request.ranks);
-  history.replaceState(history.state, "", "?" + query);
+  history.replaceState(history.state, "", window.location.pathname + "?" + query);
 }
 
 window.addEventListener("dflash:setting", (event) => {
@@ -49,7 +49,7 @@ const act = (action) => {
 find(".df-start").addEventListener("click", () => act("start"));
 find(".df-queue").addEventListener("click", () => act("queue"));
 find(".df-make-data").addEventListener("click", () => act("make_data"));
-window.dflash.copies(find(".df-command"));
+element.querySelectorAll(".df-command").forEach(window.dflash.copies);
 
 function origins() {
   const groups = view.origins.filter((group) => group.choices.length).map((group) => {
@@ -107,6 +107,8 @@ function draw() {
   find(".df-make-data").disabled = !view.can_make;
   find(".df-queue").classList.toggle("df-primary", view.busy);
   find(".df-start").classList.toggle("df-primary", !view.busy);
+  find(".df-shown-command pre").textContent = view.command;
+  find(".df-yaml pre").textContent = view.yaml;
   trouble();
   remember();
 }

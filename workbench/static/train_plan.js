@@ -1,5 +1,5 @@
-// What the settings amount to: numbers, devices, remarks, the command and the resolved config.
-const { make, copies } = window.dflash;
+// What the settings amount to: numbers, devices and remarks.
+const { make } = window.dflash;
 const find = (selector) => element.querySelector(selector);
 const ROLES = { serves: "serves", trains: "trains", both: "serves and trains" };
 
@@ -24,9 +24,6 @@ function draw() {
   find(".df-devices").hidden = view.devices.length < 2;
   find(".df-remarks").replaceChildren(...view.remarks.map((text) => make("li", "", text)));
   find(".df-remarks").hidden = view.remarks.length === 0;
-  find(".df-shown-command pre").textContent = view.command;
-  find(".df-yaml pre").textContent = view.yaml;
 }
-element.querySelectorAll(".df-command").forEach(copies);
 watch("value", draw);
 draw();

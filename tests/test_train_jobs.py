@@ -1,0 +1,151 @@
+"""Trainings as jobs: what is previewed is started, missing data is made first, and every state is told in words."""
+
+import json
+import os
+import sys
+import time
+
+import pytest
+from tiny_runs import write_conversations
+
+from dflash.config import load_config
+from dflash.errors import UserError
+from workbench.run_request import RunRequest, prepare
+from workbench.train_jobs import TrainJobs, missing_files, synthesis_in_words
+
+QUICK = "smollm2-135m-quick"
+WAITS = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """Jobs of a runs folder; what a test leaves running is ended."""
+    monkeypatch.chdir(tmp_path)
+    desk = TrainJobs(tmp_path / "runs")
+    yield desk
+    for job in desk.jobs.list():
+        if job.state == "queued":
+            desk.jobs.abort(job.name)
+    for job in desk.jobs.list():
+        if job.state == "running":
+            desk.stop(job.name, grace=0)
+    until(lambda: not any(job.active for job in desk.jobs.list()))
+
+
+def until(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def write_run(desk: TrainJobs, name: str, state: str, *, beat: float = 0.0, checkpoint: bool = False, **status) -> None:
+    """A run folder as the trainer leaves it; its heart beat `beat` seconds ago."""
+    folder = desk.runs.root / name
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("run: {max_steps: 10}\n")
+    record = {"state": state, "pid": os.getpid(), "heartbeat": time.time() - beat, **status}
+    (folder / "status.json").write_text(json.dumps(record))
+    if checkpoint:
+        (folder / "checkpoints" / "step_0000005").mkdir()
+
+
+def row(desk: TrainJobs, name: str) -> dict:
+    return next(row for row in desk.rows() if row["name"] == name)
+
+
+def request(tmp_path, **settings) -> RunRequest:
+    data = write_conversations(tmp_path / "talks.jsonl", 40)
+    return RunRequest(QUICK, {"data.train": data, **settings}, "mine")
+
+
+def test_what_starts_is_what_was_previewed(desk, tmp_path):
+    desk.jobs.start(WAITS, kind="evaluate", name="first")  # so that it waits, and nothing is trained here
+    prepared = prepare(request(tmp_path, **{"run.max_steps": "3"}), desk.runs)
+    job = desk.begin(prepared, queued=True)
+    assert job.state == "queued" and job.kind == "train"
+    assert load_config(job.config_file) == prepared.plan.config
+    assert job.command == (sys.executable, "-m", "dflash", "train", str(job.config_file), "--runs", str(desk.runs.root), "--name", "mine")
+    assert job.resume_command[-2:] == ("--resume", str(desk.runs.root / "mine"))
+    assert row(desk, "mine")["place"] == 1 and row(desk, "mine")["actions"] == ["abort"]
+    assert row(desk, "first")["actions"] == ["stop"]
+
+
+def test_a_faulty_or_unready_request_is_refused_with_every_reason(desk, tmp_path):
+    with pytest.raises(UserError, match="run.batch_size = 'x' is not usable") as refused:
+        desk.begin(prepare(request(tmp_path, **{"run.batch_size": "x", "run.seed": "-1"}), desk.runs), queued=False)
+    assert "run.seed" in str(refused.value)
+    with pytest.raises(UserError, match="does not exist"):
+        desk.begin(prepare(RunRequest(QUICK), desk.runs), queued=False)
+    write_run(desk, "mine", "finished", checkpoint=True)
+    with pytest.raises(UserError, match="already holds a run"):
+        desk.begin(prepare(request(tmp_path), desk.runs), queued=False)
+    assert desk.jobs.list() == []
+
+
+def test_missing_data_is_made_first_and_the_run_waits_behind_it(desk):
+    desk.jobs.start(WAITS, kind="evaluate", name="first")
+    prepared = prepare(RunRequest(QUICK, name="mine"), desk.runs)
+    assert missing_files(prepared) == ["data/quick.jsonl"]
+    command = synthesis_in_words(prepared, "data/quick.jsonl")
+    assert command.startswith("dflash synthesize --out data/quick.jsonl --self-instruct 128 --max-new-tokens 96")
+    jobs = desk.begin_with_data(prepared)
+    assert [(job.name, job.kind) for job in jobs] == [("data-quick", "data"), ("mine", "train")]
+    assert [row(desk, job.name)["place"] for job in jobs] == [1, 2]
+
+
+def test_data_is_not_made_for_a_run_that_lacks_something_else(desk):
+    lacking = {"metrics.decode_every": "10", "metrics.decode_prompts": "/no/such/file.jsonl"}
+    with pytest.raises(UserError, match="metrics.decode_prompts"):
+        desk.begin_with_data(prepare(RunRequest(QUICK, lacking), desk.runs))
+    assert desk.jobs.list() == []
+
+
+def test_a_run_of_a_terminal_is_shown_while_its_heart_beats(desk):
+    write_run(desk, "theirs", "running", step=3, max_steps=10)
+    write_run(desk, "dead", "running", beat=3600)
+    write_run(desk, "over", "finished")
+    rows = desk.rows()
+    assert [row["name"] for row in rows] == ["theirs"]
+    assert (rows[0]["step"], rows[0]["max_steps"], rows[0]["actions"]) == (3, 10, [])
+    assert "in a terminal" in rows[0]["problem"]
+
+
+def test_a_job_without_a_run_yet_is_starting_and_one_asked_to_stop_is_stopping(desk):
+    desk.jobs.start(WAITS, kind="train", name="mine")
+    assert row(desk, "mine")["state"] == "starting"
+    write_run(desk, "mine", "running", step=1, max_steps=10)
+    assert row(desk, "mine")["state"] == "running" and row(desk, "mine")["progress"] == 0.1
+    (desk.jobs.get("mine").folder / "stop.json").write_text(json.dumps({"time": time.time(), "grace": 60}))
+    assert (row(desk, "mine")["state"], row(desk, "mine")["actions"]) == ("stopping", ["kill"])
+
+
+def test_resuming_needs_a_checkpoint_and_a_run_that_rests(desk):
+    with pytest.raises(UserError, match="no run 'gone'"):
+        desk.resume("gone")
+    write_run(desk, "early", "failed")
+    with pytest.raises(UserError, match="no checkpoint"):
+        desk.resume("early")
+    write_run(desk, "busy", "running", step=1, checkpoint=True)
+    with pytest.raises(UserError, match="stop it first"):
+        desk.resume("busy")
+
+
+def test_a_failed_job_says_why_and_offers_to_go_on_only_from_a_checkpoint(desk):
+    command = [sys.executable, "-c", "print('dflash: data.train is damaged: mend it.'); raise SystemExit(2)"]
+    desk.jobs.start(command, kind="train", name="mine", resume_command=command)
+    until(lambda: row(desk, "mine")["state"] == "failed")
+    assert row(desk, "mine")["problem"] == "data.train is damaged: mend it."
+    assert row(desk, "mine")["exit_code"] == 2 and row(desk, "mine")["actions"] == []
+    write_run(desk, "mine", "failed", checkpoint=True)
+    assert row(desk, "mine")["actions"] == ["resume"]
+    assert "data.train is damaged" in row(desk, "mine")["tail"]
+
+
+def test_a_run_whose_keeper_was_killed_is_as_finished_as_it_says(desk):
+    desk.jobs.start([sys.executable, "-c", ""], kind="train", name="mine")
+    until(lambda: not desk.jobs.get("mine").active and not desk.jobs.get("mine").keeper.is_alive())
+    (desk.jobs.get("mine").folder / "exit.json").unlink()
+    assert row(desk, "mine")["state"] == "lost"
+    write_run(desk, "mine", "finished", step=10)
+    assert row(desk, "mine")["state"] == "done" and row(desk, "mine")["problem"] == ""
