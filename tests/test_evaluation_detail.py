@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from scripted_proposer import ScriptedProposer
 
 from dflash.data.conversations import Prompt
 from dflash.decoding.engine import Engine
@@ -12,7 +13,6 @@ from dflash.errors import UserError
 from dflash.evaluation.benchmark import EvaluationSettings, evaluate, evaluate_to_file
 from dflash.evaluation.detail import detail_of, text_entropy
 from dflash.evaluation.report_file import Detail, parse_report, read_report, write_report
-from scripted_proposer import ScriptedProposer
 
 PROMPT = [5, 9, 77, 31]
 
@@ -110,7 +110,9 @@ def test_a_result_file_reads_back_typed(tiny_target, known, tmp_path):
     assert [answer.tau for answer in read.answers] == [result["tau"] for result in report["results"]]
     assert read.counts.to_dict() == report["pooled"]["acceptance"]
     assert read.step_ms["target"] == report["pooled"]["target_step_ms"]
-    assert [list(answer.detail.entropy) for answer in read.answers] == [r["detail"]["entropy"] for r in report["results"]]
+    assert [list(answer.detail.entropy) for answer in read.answers] == [
+        r["detail"]["entropy"] for r in report["results"]
+    ]
     assert json.loads(out.read_text()) == report
 
 

@@ -29,8 +29,8 @@ PAGES = (
     Page("Decode", "/", decode.build),
     Page("Train", "/train", train.build),
     Page("Runs", "/runs", runs.build),
-    Page("Anatomy", "/anatomy", anatomy.build),
     Page("Acceptance", "/acceptance", acceptance.build),
+    Page("Anatomy", "/anatomy", anatomy.build),
 )
 
 

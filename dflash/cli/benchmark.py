@@ -16,9 +16,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "benchmark",
         help="measure every block size on this machine",
-        description="Decode a few prompts greedily by the target alone and with the draft at every block size, all in one "
-        "run and in turns, since times of different runs do not compare. Says what a step costs (medians), how many tokens "
-        "it yields (tau), and which block size is fastest here.",
+        description="Decode a few prompts greedily by the target alone and with the draft at every block size, all in "
+        "one run and in turns, since times of different runs do not compare. Says what a step costs (medians), how "
+        "many tokens it yields (tau), and which block size is fastest here.",
     )
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="JSONL with `turns`; left out, a few that come with dflash"
@@ -30,7 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--block-sizes", metavar="B,B,...", help="sizes to measure; left out, every one from 2 to the draft's"
     )
-    parser.add_argument("--draft", metavar="D", default="default", help="a draft folder, or the one shipped for the target")
+    parser.add_argument(
+        "--draft", metavar="D", default="default", help="a draft folder, or the one shipped for the target"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the result here")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished OUT")
     add_machine_options(parser)
@@ -46,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     find_draft(args.draft, args.target)
     if args.json:
         if args.json.exists() and not args.overwrite:
-            raise UserError(f"{args.json} is a finished benchmark: add --overwrite to replace it, or give another file.")
+            raise UserError(
+                f"{args.json} is a finished benchmark: add --overwrite to replace it, or give another file."
+            )
         check_writable(args.json)
 
     from dflash.evaluation.block_sizes import BenchmarkSettings, measure_block_sizes

@@ -17,7 +17,7 @@ from dflash.errors import UserError
 from dflash.evaluation.draft_names import draft_label, file_name
 
 if TYPE_CHECKING:
-    from dflash.data.conversations import Prompt
+    pass
 
 _COLUMNS = ("set", "prompts", "tau", "speed-up", "identical", "target tok/s", "draft tok/s")
 
@@ -27,9 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "evaluate",
         help="measure a draft on prompt files",
         description="Decode every prompt by the target alone and by draft and target together, pair after pair "
-        "on the same engine, and pool: tau (emitted tokens per target forward, a last block counted as the stop token or "
-        "the limit cut it; tau_uncut beside it in OUT counts every block in full), speed-up (median over the prompts' "
-        "pairs), how many outputs were identical, acceptance per position. Exits with 1 when an output was not "
+        "on the same engine, and pool: tau (emitted tokens per target forward, a last block counted as the stop "
+        "token or the limit cut it; tau_uncut beside it in OUT counts every block in full), speed-up (median over "
+        "the prompts' pairs), how many outputs were identical, acceptance per position. Exits with 1 when an output was not "
         "identical.",
     )
     parser.add_argument(
@@ -38,8 +38,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="append",
         required=True,
         metavar="FILE",
-        help="JSONL with `turns` and, where there are any, `id`, `category` and `language`; a set named after the file; "
-        "may be repeated. A prompt without a category counts under its set, one without a language under its script",
+        help="JSONL with `turns` and, where there are any, `id`, `category` and `language`; a set named after the "
+        "file; may be repeated. A prompt without a category counts under its set, one without a language under its "
+        "script",
     )
     parser.add_argument("--limit", type=whole_number(1), metavar="N", help="prompts of each file; left out, all")
     parser.add_argument(
@@ -50,8 +51,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--json",
         type=Path,
         metavar="OUT",
-        help="write per-prompt and pooled results here, and where each block died; with several --draft, a folder for one "
-        "file each. An interrupted evaluation goes on from OUT.partial.jsonl",
+        help="write per-prompt and pooled results here, and where each block died; with several --draft, a folder for "
+        "one file each. An interrupted evaluation goes on from OUT.partial.jsonl",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a finished OUT")
     add_decoding_options(parser, several_drafts=True)

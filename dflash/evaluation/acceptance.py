@@ -95,7 +95,9 @@ class AcceptanceCounts:
             UserError: the size is below 2 or above the counted one.
         """
         if not 2 <= block_size <= len(self.histogram):
-            raise UserError(f"Block size {block_size} cannot be read off these counts: choose 2 to {len(self.histogram)}.")
+            raise UserError(
+                f"Block size {block_size} cannot be read off these counts: choose 2 to {len(self.histogram)}."
+            )
         kept = self.histogram[: block_size - 1]
         return AcceptanceCounts((*kept, self.steps - sum(kept)))
 
@@ -105,7 +107,7 @@ class AcceptanceCounts:
         return 1 + sum(self._reached()[1:]) / self.steps if self.steps else None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe: histogram, tau of uncut blocks, and both kinds of acceptance with counts and intervals, positions from 1."""
+        """JSON-safe: histogram, tau of uncut blocks, both kinds of acceptance with counts and intervals (from 1 on)."""
         return {
             "histogram": list(self.histogram),
             "steps": self.steps,

@@ -72,7 +72,11 @@ def evaluate(
     described = describe_settings(engine, settings)
     _check_prompts(engine, prompts, settings)
     machine = describe_machine(engine)
-    journal = Journal(journal_path, described | {"machine": machine, "format": FORMAT}, len(prompts)) if journal_path else None
+    journal = (
+        Journal(journal_path, described | {"machine": machine, "format": FORMAT}, len(prompts))
+        if journal_path
+        else None
+    )
     results: list[Result] = []
     try:
         engine.warm_up(settings.block_size)

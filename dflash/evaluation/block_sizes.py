@@ -31,7 +31,11 @@ class BenchmarkSettings:
 
 
 def measure_block_sizes(
-    engine: Engine, prompts: Sequence[Prompt], settings: BenchmarkSettings = BenchmarkSettings(), *, progress: bool = True
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    settings: BenchmarkSettings = BenchmarkSettings(),
+    *,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Greedy decoding of every prompt's first turn at every block size and by the target alone.
 

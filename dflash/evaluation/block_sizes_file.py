@@ -54,7 +54,7 @@ def read_block_sizes(path: Path | str) -> BlockSizes:
 
 
 def parse_block_sizes(record: Any, where: str) -> BlockSizes:
-    """Block sizes from their JSON form; `where` names it in complaints. Sizes at which nothing was decoded are left out.
+    """Block sizes from their JSON form, less those at which nothing was decoded; `where` names it in complaints.
 
     Raises:
         UserError: the record is damaged, of a newer format, or of another kind.
@@ -63,7 +63,9 @@ def parse_block_sizes(record: Any, where: str) -> BlockSizes:
         if record["kind"] != KIND:
             raise UserError(f"{where} is no result of `dflash benchmark`: measure again.")
         if record["format"] != FORMAT:
-            raise UserError(f"{where} has format {record['format']!r}, this version reads {FORMAT}: update the workbench.")
+            raise UserError(
+                f"{where} has format {record['format']!r}, this version reads {FORMAT}: update the workbench."
+            )
         rows = tuple(_row(row, record["target_ms"]) for row in record["sizes"] if row["speedup"] is not None)
         if not rows:
             raise UserError(f"{where} holds no block size at which anything was decoded: measure again.")
@@ -76,4 +78,6 @@ def parse_block_sizes(record: Any, where: str) -> BlockSizes:
 def _row(row: dict[str, Any], target_ms: float) -> SizeRow:
     cost = StepCost(target_ms, row["draft_ms"], row["verify_ms"], row["overhead_ms"])
     low, high = row["speedup_range"]
-    return SizeRow(int(row["block_size"]), cost, int(row["steps"]), float(row["tau"]), float(row["speedup"]), (low, high))
+    return SizeRow(
+        int(row["block_size"]), cost, int(row["steps"]), float(row["tau"]), float(row["speedup"]), (low, high)
+    )

@@ -7,11 +7,13 @@ _SHIPPED_NAMES = (None, "", "default", "shipped")
 
 
 def draft_label(name: str | None) -> str:
-    """"shipped", "<run>/<checkpoint>" for a draft of a training run, else the name of its folder."""
+    """ "shipped", "<run>/<checkpoint>" for a draft of a training run, else the name of its folder."""
     if name in _SHIPPED_NAMES:
         return "shipped"
     folder = Path(name).expanduser().resolve()
-    checkpoint = folder.parent if folder.name == "draft" else folder  # a checkpoint keeps its draft in a folder of its own
+    checkpoint = (
+        folder.parent if folder.name == "draft" else folder
+    )  # a checkpoint keeps its draft in a folder of its own
     if checkpoint.parent.name == "checkpoints":
         return f"{checkpoint.parent.parent.name}/{checkpoint.name}"
     return folder.name

@@ -171,7 +171,9 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written; the file is as it was before.
     """
-    head = json.dumps({name: value for name, value in report.items() if name != "results"}, indent=2, ensure_ascii=False)
+    head = json.dumps(
+        {name: value for name, value in report.items() if name != "results"}, indent=2, ensure_ascii=False
+    )
     rows = ",\n    ".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in report["results"])
     write_atomically(path, f'{head[:-2]},\n  "results": [\n    {rows}\n  ]\n}}\n')
 
@@ -200,7 +202,9 @@ def parse_report(record: Any, where: str) -> Evaluation:
     try:
         version = record.get("format", 1)
         if version not in (1, FORMAT):
-            raise UserError(f"{where} has format {version!r}, this version reads up to {FORMAT}: update dflash-workbench.")
+            raise UserError(
+                f"{where} has format {version!r}, this version reads up to {FORMAT}: update dflash-workbench."
+            )
         pooled, settings = record["pooled"], record["settings"]
         if not record["results"]:
             raise UserError(f"{where} holds no results: evaluate at least one prompt.")

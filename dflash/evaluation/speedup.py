@@ -2,8 +2,8 @@
 
     speed-up = tau * t_target / (t_draft + t_verify + t_overhead)
 
-`t_target` is one token of the target alone in its fastest shape; the others are parts of one step with draft. Any unit of
-time will do, as long as it is one.
+`t_target` is one token of the target alone in its fastest shape; the others are parts of one step with draft. Any unit
+of time will do, as long as it is one.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,9 @@ class StepCost:
             if not 0 <= value < float("inf"):
                 raise UserError(f"The time t_{name} is {value} ms: give 0 or more.")
         if self.target == 0 or self.step == 0:
-            raise UserError("A token of the target alone and a step with draft must both take some time: give more than 0.")
+            raise UserError(
+                "A token of the target alone and a step with draft must both take some time: give more than 0."
+            )
 
     @property
     def step(self) -> float:

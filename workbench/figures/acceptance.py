@@ -26,9 +26,23 @@ def accepted_per_step(counts: AcceptanceCounts) -> go.Figure:
     return lay_out(figure, "How many guesses survive?", x="drafted tokens kept", y="steps")
 
 
-def survival_by_slot(counts: AcceptanceCounts) -> go.Figure:
-    """Cumulative and conditional acceptance of every slot in percent, with 95 % intervals."""
+def survival_by_slot(
+    counts: AcceptanceCounts, weights: Sequence[float] | None = None, question: str = "Where do guesses die?"
+) -> go.Figure:
+    """Cumulative and conditional acceptance of every slot in percent, with 95 % intervals.
+
+    `weights` of slots 1, 2, ... are the decay that a training would give them, drawn as percent of the first one's.
+    """
     figure = go.Figure()
+    if weights is not None:
+        figure.add_scatter(
+            x=list(range(1, len(weights) + 1)),
+            y=[100 * weight for weight in weights],
+            name="weight in training",
+            mode="lines",
+            line={"color": IDLE, "dash": "dash", "width": 1.5, "shape": "spline"},
+            hovertemplate="slot %{x}: weight %{y:.0f} % of the first slot's<extra></extra>",
+        )
     for name, proportions, colour, dash, symbol in (
         ("given all before it", counts.conditional, TARGET, "dot", "square"),
         ("this one and all before", counts.cumulative, DRAFT, "solid", "circle"),
@@ -36,7 +50,7 @@ def survival_by_slot(counts: AcceptanceCounts) -> go.Figure:
         figure.add_scatter(
             x=list(range(1, len(proportions) + 1)),
             y=[None if p.value is None else 100 * p.value for p in proportions],
-            error_y=_interval(proportions),
+            error_y=percent_interval(proportions),
             name=name,
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 2},
@@ -47,11 +61,11 @@ def survival_by_slot(counts: AcceptanceCounts) -> go.Figure:
         )
     figure.update_xaxes(dtick=1)
     figure.update_yaxes(range=[0, 104], ticksuffix=" %")
-    lay_out(figure, "Where do guesses die?", x="slot in the block", y="kept, with 95 % interval")
+    lay_out(figure, question, x="slot in the block", y="kept, with 95 % interval")
     return figure.update_layout(legend={"y": -0.28, "yanchor": "top", "x": 0, "xanchor": "left"}, margin={"b": 84})
 
 
-def _interval(proportions: Sequence[Proportion]) -> dict:
+def percent_interval(proportions: Sequence[Proportion]) -> dict:
     """Plotly's asymmetric error bars; a slot that was never reached has none."""
     spans = [(p.value, *p.interval) if p.total else (0.0, 0.0, 0.0) for p in proportions]
     return {
