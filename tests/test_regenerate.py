@@ -165,7 +165,8 @@ def test_greedy_answers_have_no_seed_and_others_one_of_their_own_that_stays(laun
 
 def test_what_a_template_writes_of_an_answer_belongs_to_it(launch, tmp_path):
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    opened = tokenizer.chat_template.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    tokenizer.chat_template = opened
     (server,) = launch(answer)
     server.reply = lambda tokens: "hm\n</think>\nYes."
     order = Order(DataConfig(train=[talk(tmp_path / "t.jsonl", 1)]), "m", None, AnswerSettings(max_new_tokens=9))

@@ -33,7 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     sources.add_argument("--limit", type=whole_number(1), metavar="N", help="conversations taken from each source")
     answers = parser.add_argument_group("answers")
     answers.add_argument("--temperature", type=number_between(0, 100), default=0.0, help="0 is greedy")
-    answers.add_argument("--max-new-tokens", type=whole_number(1), default=2048, metavar="N", help="tokens of an answer")
+    answers.add_argument(
+        "--max-new-tokens", type=whole_number(1), default=2048, metavar="N", help="tokens of an answer"
+    )
     answers.add_argument(
         "--max-length", type=whole_number(2), metavar="N", help="tokens of a conversation, as data.max_length of the "
         "training; left out, what the servers take"

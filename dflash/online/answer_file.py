@@ -182,4 +182,4 @@ def _require_same(found: dict[str, Any], wanted: dict[str, Any], what: str) -> N
     if found != wanted:
         differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
         was = ", ".join(f"{name} = {found.get(name)!r}" for name in differing)
-        raise UserError(f"{what} with other settings ({was}): use those again, or choose another file.")
+        raise UserError(f"{what} with other settings ({was}): use those again, or choose another output.")

@@ -61,8 +61,8 @@ def describe_servers(addresses: Sequence[str]) -> Served:
         # Machines keep the same model in different places.
         if Path(models[address]).name != Path(models[first]).name:
             raise UserError(
-                f"Server {address} serves {models[address]!r}, but {first} serves {models[first]!r}: name servers of one "
-                "model only."
+                f"Server {address} serves {models[address]!r}, but {first} serves {models[first]!r}: name servers of "
+                "one model only."
             )
     rooms = [room for info in infos.values() if (room := info.get("max_req_input_len")) is not None]
     info = infos[first]

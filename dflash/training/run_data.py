@@ -12,6 +12,7 @@ from dflash.data.load import load_conversations
 from dflash.data.rows import Row, build_rows
 from dflash.data.template import Rendered
 from dflash.errors import UserError
+from dflash.online.regenerated_data import training_data
 from dflash.target import TargetModel
 from dflash.training.run_folder import RunFolder
 from dflash.training.world import World
@@ -35,7 +36,8 @@ def load_run_data(config: TrainConfig, target: TargetModel, run: RunFolder, worl
         UserError: a source cannot be read, too few usable conversations are left, or those that the run holds out are
             not among them.
     """
-    loaded = world.main_first(lambda: load_conversations(config.data, target.tokenizer, progress=world.is_main))
+    data = training_data(config, target.tokenizer, run, world)
+    loaded = world.main_first(lambda: load_conversations(data, target.tokenizer, progress=world.is_main))
     rendered = loaded.rendered
     if loaded.rejects and world.is_main:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in loaded.reasons)

@@ -1,0 +1,89 @@
+"""The data of a run whose answers its own servers regenerate (`online.regenerate`): a file in the run's folder.
+
+The first rank asks the servers, before anything else of the run depends on the answers; the others wait. The finished
+file replaces `data.train`, so the run itself knows nothing of how its data came about, and resuming reads the same file
+again: no answer is asked for twice.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeVar
+
+from dflash.config import DataConfig, TrainConfig
+from dflash.errors import UserError
+from dflash.online.answering import AnswerSettings, AskSettings
+from dflash.online.endpoints import Endpoints
+from dflash.online.regenerate import Order, regenerate
+
+if TYPE_CHECKING:
+    from dflash.training.run_folder import RunFolder
+    from dflash.training.world import World
+
+FILE = "regenerated.jsonl"
+_PULSE = 5.0  # seconds between signs of life: what ranks wait for together has to come within half an hour
+
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
+
+
+def training_data(config: TrainConfig, tokenizer, run: "RunFolder", world: "World") -> DataConfig:
+    """`config.data`, its sources replaced by regenerated ones where the run wants that. Every rank calls it.
+
+    Raises:
+        UserError: no server answers, a source cannot be read, the run's file was made with other settings, or a rank
+            does not see it.
+    """
+    if config.features.source != "online" or not config.online.regenerate:
+        return config.data
+    out, online = run.path / FILE, config.online
+    answers = AnswerSettings(
+        temperature=online.regenerate_temperature,
+        max_new_tokens=online.regenerate_tokens,
+        max_length=config.data.max_length,
+        last_turn_only=config.data.last_turn_only,
+        seed=config.run.seed,
+    )
+    order = Order(config.data, config.target.name, config.target.revision, answers)
+    asking = AskSettings(online.regenerate_in_flight, online.answer_seconds, online.patience)
+
+    def make() -> None:
+        servers = Endpoints.of(config).servers if not out.exists() else ()
+        result = regenerate(order, out, servers, tokenizer, asking, say=_LOG.info)
+        reasons = "".join(f"; {count} left out: {reason}" for reason, count in result["reasons"])
+        _LOG.info(
+            "Trained on are %d conversations with %d regenerated answer tokens%s.",
+            result["conversations"], result["tokens"], reasons,
+        )  # fmt: skip
+
+    _on_main_for_long(world, make)
+    if not all(world.gather(out.is_file())):
+        raise UserError(
+            f"Not every rank sees {str(out)!r}: put the run folder on a disk that all machines share (--runs)."
+        )
+    return config.data.model_copy(update={"train": [str(out)], "subset": None, "limit": None, "streaming": False})
+
+
+def _on_main_for_long(world: "World", work: Callable[[], T]) -> T:
+    """`World.on_main` for work that may take days, while ranks may wait for one another for half an hour only."""
+    if world.size == 1:
+        return work()
+    result: Future[T] = Future()
+    if world.is_main:
+        # A daemon: on SIGTERM the process ends with its journal as it is, without waiting for answers.
+        threading.Thread(target=_settle, args=(result, work), name="regenerate", daemon=True).start()
+    while True:
+        deadline = time.monotonic() + _PULSE
+        while world.is_main and not result.done() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if world.gather(result.done())[0]:
+            return world.on_main(result.result)
+
+
+def _settle(result: "Future[T]", work: Callable[[], T]) -> None:
+    try:
+        result.set_result(work())
+    except BaseException as error:  # raised where the result is asked for
+        result.set_exception(error)

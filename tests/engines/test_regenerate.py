@@ -1,0 +1,100 @@
+"""Regenerated answers from a real SGLang server: the target's own greedy words, one server for answers and features."""
+
+import json
+
+import pytest
+import torch
+
+from dflash.cli.main import main
+from dflash.data.conversations import read_conversations
+from dflash.data.template import render
+from dflash.online.capture_settings import CaptureSettings
+from dflash.online.fetcher import FetchSettings, Layout
+from dflash.online.master import MasterProcess
+from dflash.online.ports import free_port
+from dflash.online.server import ServerProcess
+from dflash.online.server_settings import ServerSettings
+from dflash.online.source import OnlineFeatures
+from dflash.online.store import MooncakeStore, StoreSettings, key_prefix, usage
+from dflash.data.rows import build_rows
+from dflash.target import TargetModel
+
+LAYERS = (0, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory):
+    log = tmp_path_factory.mktemp("master") / "master.log"
+    with MasterProcess(log, port=free_port(), metrics_port=free_port()) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def server(environment, master, tiny_target_folder, tmp_path_factory):
+    """In float32, in which a greedy choice of this random target is no tie."""
+    settings = ServerSettings(
+        tiny_target_folder, LAYERS, free_port(), dtype="float32", context_length=256, chunked_prefill=64
+    )
+    capture = CaptureSettings(master.address, segment_bytes=16 << 20)
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with ServerProcess(settings, capture, environment, log, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as process:
+        process.wait_ready(600.0)
+        yield process
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "talk.jsonl"
+    lines = []
+    for n in range(5):
+        messages = [{"role": "user", "content": f"Question number {n}?"}, {"role": "assistant", "content": "No idea."}]
+        lines.append({"id": f"c{n}", "messages": messages * (1 + n % 2)})
+    lines.append({"id": "long", "messages": [{"role": "user", "content": "x" * 300}]})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@torch.no_grad()
+def greedy(target: TargetModel, messages: list[dict], count: int) -> str:
+    """The obvious reference: one whole forward per token."""
+    text = target.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = target.tokenizer(text, add_special_tokens=False).input_ids
+    answer = []
+    for _ in range(count):
+        logits = target.forward(torch.tensor([ids + answer])).logits
+        token = int(logits[0, -1].argmax())
+        if token in target.eos_token_ids:
+            break
+        answer.append(token)
+    return target.tokenizer.decode(answer, skip_special_tokens=True)
+
+
+def test_answers_are_the_targets_own_greedy_ones_and_their_features_come_from_the_same_server(
+    server, master, data, tmp_path, tiny_target_folder, capsys
+):
+    out = tmp_path / "out.jsonl"
+    command = ["regenerate", str(data), "--server", server.url, "--out", str(out), "--max-new-tokens", "24"]
+    assert main([*command, "--in-flight", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "5 conversations" in said and "1 left out: a prompt that leaves no room for an answer in 250 tokens" in said
+    target = TargetModel.load(tiny_target_folder, dtype="float32")
+    conversations = read_conversations(out)
+    assert [conversation.id for conversation in conversations] == [f"c{n}" for n in range(5)]
+    for conversation in conversations:
+        for place, message in enumerate(conversation.messages):
+            if message["role"] == "assistant":
+                assert message["content"] == greedy(target, conversation.messages[:place], 24)
+    provenance = json.loads((tmp_path / "out.jsonl.provenance.json").read_text())
+    assert provenance["sglang"] == "0.5.23" and provenance["settings"]["model"] in tiny_target_folder
+
+    rendered = [render(conversation, target.tokenizer, 256) for conversation in conversations]
+    rows = build_rows(rendered, max_length=256, packing=False)
+    store = MooncakeStore.connect(StoreSettings(master.address, master.metrics))
+    layout = Layout(LAYERS, len(LAYERS) * 32, torch.float32)
+    source = OnlineFeatures([server.url], store, layout, FetchSettings(key_prefix("run", "0")))
+    try:
+        features = source(rows)
+    finally:
+        source.close()
+    assert features.shape == (5, max(map(len, rows)), 96) and all(row.supervised > 10 for row in rows)
+    assert usage(master.metrics).objects == 0  # answering puts nothing into the store
