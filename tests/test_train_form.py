@@ -106,7 +106,8 @@ def test_several_ranks_are_started_by_torchrun_and_resumed_by_it(root):
     assert [d["role"] for d in plan_view(prepared)["devices"]] == ["both"] * 8
 
 
-def test_an_online_run_is_started_by_dflash_itself_and_splits_the_gpus(root):
+def test_an_online_run_is_started_by_dflash_itself_and_splits_the_gpus(root, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5")
     settings = {
         "features.source": "online",
         "online.num_servers": "1",

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from dflash.config import TrainConfig
+from dflash.online.deployment import Deployment
+from dflash.training.plan import RunPlan
 
 
 @dataclass(frozen=True)
@@ -14,33 +15,31 @@ class Device:
     words: str
 
 
-def devices_of(config: TrainConfig, world_size: int) -> list[Device]:
-    """Every device that a run of `world_size` ranks uses, those that serve the target first."""
-    online = config.online
-    on_cpu = config.run.device == "cpu"
-    if config.features.source == "in_process":
-        what = "runs the target on its own rows and trains the draft"
-        return [Device(_name(i, world_size, on_cpu), "both", what) for i in range(world_size)]
-    if config.features.source == "cache":
-        what = "trains the draft on features from disk"
-        return [Device(_name(i, world_size, on_cpu), "trains", what) for i in range(world_size)]
-    elsewhere = online.servers is not None
-    served = len(online.servers) if elsewhere else online.num_servers * (1 if on_cpu else online.tensor_parallel)
-    serving = []
-    for i in range(served):
-        server = i if elsewhere else i // (1 if on_cpu else online.tensor_parallel)
-        share = f", part {i % online.tensor_parallel + 1} of {online.tensor_parallel}"
-        split = share if not elsewhere and not on_cpu and online.tensor_parallel > 1 else ""
-        where = online.servers[i] if elsewhere else f"server {server}" if on_cpu else f"GPU {i}"
-        serving.append(Device(where, "serves", f"serves the target (SGLang server {server}{split})"))
-    first = 0 if elsewhere else served
-    return serving + [
-        Device(f"rank {i}" if on_cpu else f"GPU {first + i}", "trains", f"trains the draft (rank {i})")
-        for i in range(world_size)
-    ]
+def devices_of(plan: RunPlan) -> list[Device]:
+    """Every device that a run uses, those that serve the target first; none where too little is known of the target."""
+    config, ranks = plan.config, plan.estimate.world_size
+    if plan.deployment is not None:
+        return _deployed(plan.deployment)
+    source, on_cpu = config.features.source, config.run.device == "cpu"
+    training = [("CPU" if ranks == 1 else f"rank {i}") if on_cpu else f"GPU {i}" for i in range(ranks)]
+    if source == "in_process":
+        return [Device(name, "both", "runs the target on its own rows and trains the draft") for name in training]
+    if source == "cache":
+        return [Device(name, "trains", "trains the draft on features from disk") for name in training]
+    if config.online.servers is None:
+        return []
+    serving = [Device(address, "serves", "serves the target, and runs already") for address in config.online.servers]
+    return serving + [Device(name, "trains", "trains the draft") for name in training]
 
 
-def _name(index: int, world_size: int, on_cpu: bool) -> str:
-    if on_cpu:
-        return "CPU" if world_size == 1 else f"rank {index}"
-    return f"GPU {index}"
+def _deployed(deployment: Deployment) -> list[Device]:
+    """As the launcher of `dflash train` hands the devices out."""
+    devices = []
+    for number, server in enumerate(deployment.servers):
+        for part, gpu in enumerate(server.gpus, 1):
+            shared = f", part {part} of {len(server.gpus)}" if len(server.gpus) > 1 else ""
+            devices.append(Device(f"GPU {gpu}", "serves", f"serves the target: SGLang server {number}{shared}"))
+        if not server.gpus:
+            devices.append(Device(f"server {number}", "serves", "serves the target on this CPU, an SGLang process"))
+    names = [f"GPU {gpu}" for gpu in deployment.trainer_gpus] or [f"rank {i}" for i in range(deployment.ranks)]
+    return devices + [Device(name, "trains", f"trains the draft: rank {rank}") for rank, name in enumerate(names)]

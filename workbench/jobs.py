@@ -22,7 +22,7 @@ from dflash.errors import UserError
 from workbench.job import Job, read_json, write_json
 from workbench.process import identity
 
-GRACE = 60.0  # seconds that a job has after SIGTERM to save a checkpoint and exit
+GRACE = 180.0  # seconds that a job has after SIGTERM to end its step, save a checkpoint and exit
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TRACES = ("process.json", "keeper.json", "stop.json", "exit.json")
 

@@ -21,7 +21,7 @@ from workbench.job import read_json, write_json
 from workbench.process import identity
 
 _PR_SET_CHILD_SUBREAPER = 36
-_GRACE = 60.0  # seconds between SIGTERM and SIGKILL, unless the stop says otherwise
+_GRACE = 180.0  # seconds between SIGTERM and SIGKILL, unless the stop says otherwise
 _LOOK_EVERY = 0.1  # seconds
 _ROOM = 256  # bytes of exit.json
 _LEFT_BEHIND_GRACE = 5.0  # seconds for processes that outlive the job

@@ -54,7 +54,7 @@ def plan_view(prepared: Prepared) -> dict[str, Any]:
     plan = prepared.plan
     return {
         "numbers": _numbers(prepared),
-        "devices": [vars(device) for device in devices_of(plan.config, plan.estimate.world_size)],
+        "devices": [vars(device) for device in devices_of(plan)],
         "remarks": list(plan.notes),
     }
 
@@ -73,7 +73,7 @@ def summary(prepared: Prepared) -> dict[str, Any]:
         "config": plan.config.model_dump(),
         "yaml": prepared.frozen,
         "derived": plan.estimate.to_dict(),
-        "devices": [vars(device) for device in devices_of(plan.config, plan.estimate.world_size)],
+        "devices": [vars(device) for device in devices_of(plan)],
     }
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from dflash.config import dump_config, read_tree
 from dflash.errors import UserError
+from dflash.online.deployment import is_started_here
 from dflash.recipes import resolve_recipe, shipped_recipes
 from dflash.training.plan import RunPlan, plan_run
 from workbench.form_fields import field_of
@@ -125,7 +126,7 @@ class Prepared:
     @property
     def launches_itself(self) -> bool:
         """Whether `dflash train` starts the ranks, with servers and store beside them."""
-        return self.plan.config.features.source == "online" and self.plan.config.online.servers is None
+        return is_started_here(self.plan.config)
 
     @property
     def shown_command(self) -> str:
@@ -194,13 +195,10 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _world_size(request: RunRequest, tree: dict[str, Any]) -> int:
-    """Ranks of the run; of an online one the config says how many."""
-    online = tree.get("online") or {}
-    if (tree.get("features") or {}).get("source") != "online" or online.get("servers"):
-        return request.ranks
-    trainers = online.get("trainers")
-    return trainers if isinstance(trainers, int) and trainers > 0 else 1
+def _world_size(request: RunRequest, tree: dict[str, Any]) -> int | None:
+    """Ranks of the run; None where `dflash train` starts them and the config says how many."""
+    online = (tree.get("features") or {}).get("source") == "online" and not (tree.get("online") or {}).get("servers")
+    return None if online else request.ranks
 
 
 def overrides(settings: Mapping[str, str]) -> list[str]:
