@@ -1,12 +1,40 @@
-"""The engines' environment; `make test-engines` installs it first, and so does the first test that needs it."""
+"""The engines' environment, a Mooncake master, and servers that stand in for SGLang where SGLang is not the question."""
+
+import json
+import sys
+from pathlib import Path
 
 import pytest
 
 from dflash.online.environment import EngineEnvironment
-
+from dflash.online.master import MasterProcess
+from dflash.online.ports import free_port
 
 @pytest.fixture(scope="session")
 def environment() -> EngineEnvironment:
+    """SGLang's; `make test-engines` installs it first, and so does the first test that needs it."""
     environment = EngineEnvironment.at(device="cpu")
     environment.install()
     return environment
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory):
+    """One for all tests of a module, so that its store holds no segments but theirs."""
+    log = tmp_path_factory.mktemp("master") / "master.log"
+    with MasterProcess(log, port=free_port(), metrics_port=free_port()) as process:
+        yield process
+
+
+@pytest.fixture
+def stand_in(tmp_path) -> Path:
+    """A folder that looks like the engines' environment, whose Python runs `stand_in_server.py` whatever it is told."""
+    folder = tmp_path / "environment"
+    (folder / "bin").mkdir(parents=True)
+    python = folder / "bin" / "python"
+    script = Path(__file__).with_name("stand_in_server.py")
+    python.write_text(f'#!/bin/sh\nshift 3\nSTAND_IN="{folder}" exec "{sys.executable}" "{script}" "$@"\n')
+    python.chmod(0o755)
+    environment = EngineEnvironment(folder, "cpu")
+    (folder / "installed.json").write_text(json.dumps(environment._wanted()))
+    return folder

@@ -29,13 +29,6 @@ PREFIX = key_prefix("test")
 
 
 @pytest.fixture(scope="module")
-def master(tmp_path_factory):
-    log = tmp_path_factory.mktemp("master") / "master.log"
-    with MasterProcess(log, port=free_port(), metrics_port=free_port()) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def server(environment, master, tiny_target_folder, tmp_path_factory):
     capture = CaptureSettings(master.address, segment_bytes=SEGMENT, store_last_hidden_states=True)
     log = tmp_path_factory.mktemp("server") / "server.log"

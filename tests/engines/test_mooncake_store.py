@@ -66,12 +66,6 @@ def new_ports() -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def master(tmp_path_factory):
-    with MasterProcess(tmp_path_factory.mktemp("master") / "master.log", **new_ports()) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def lasting_owner(master):
     owner = Owner(master.address)
     yield owner

@@ -15,7 +15,6 @@ from dflash.features.prefetch import Prefetcher
 from dflash.features.source import looking_ahead
 from dflash.online.capture_settings import CaptureSettings
 from dflash.online.fetcher import FetchSettings, Layout
-from dflash.online.master import MasterProcess
 from dflash.online.ports import free_port
 from dflash.online.server import ServerProcess
 from dflash.online.server_settings import ServerSettings
@@ -25,13 +24,6 @@ from dflash.target import TargetModel
 
 LAYERS = (0, 2, 4)
 WIDTH = len(LAYERS) * 32
-
-
-@pytest.fixture(scope="module")
-def master(tmp_path_factory):
-    log = tmp_path_factory.mktemp("master") / "master.log"
-    with MasterProcess(log, port=free_port(), metrics_port=free_port()) as process:
-        yield process
 
 
 @pytest.fixture(scope="module")
