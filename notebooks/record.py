@@ -5,8 +5,6 @@ figures (GitHub, nbconvert). Nothing is fetched from elsewhere.
 """
 
 import argparse
-import base64
-import json
 import os
 from pathlib import Path
 
@@ -27,8 +25,8 @@ def main() -> None:
     paths = [path for number in args.numbers for path in sorted(HERE.glob(f"{number}_*.ipynb"))]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 840, "height": 1000}, device_scale_factor=2)
-        page.set_content(f"<script>{plotly.offline.get_plotlyjs()}</script><div id='figure'></div>")
+        page = browser.new_page()
+        page.set_content(f"<script>{plotly.offline.get_plotlyjs()}</script>")
         for path in paths:
             record(path, page)
             print(path.name)
@@ -50,11 +48,11 @@ def record(path: Path, page: Page) -> None:
 
 def picture(page: Page, figure: dict) -> str:
     """The figure as PNG, base64."""
-    page.evaluate(
-        "figure => Plotly.newPlot('figure', figure.data, figure.layout, {staticPlot: true})",
-        json.loads(json.dumps(figure)),
+    size = {name: figure["layout"][name] for name in ("width", "height")}
+    address = page.evaluate(
+        "([figure, size]) => Plotly.toImage(figure, {format: 'png', scale: 2, ...size})", [figure, size]
     )
-    return base64.b64encode(page.locator("#figure").screenshot()).decode()
+    return address.partition(",")[2]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ablation.conclusion import conclusion
 from ablation.results import RunResult, append_result, read_results
 from ablation.runner import Runner
 from ablation.settings import ABLATIONS, ablation
@@ -72,8 +73,8 @@ def test_pairing_makes_equal_drafts_equal_whatever_the_conversations_are():
     assert verdict(difference) == "no difference beyond the interval"
 
 
-def test_nothing_is_decided_by_one_seed_or_by_seeds_that_disagree():
-    assert verdict(tau_difference([BASE[0], BETTER[0]], 4.0, 2.5, used=4)) == "one seed: not decided"
+def test_one_seed_is_said_to_be_one_and_seeds_that_disagree_decide_nothing():
+    assert verdict(tau_difference([BASE[0], BETTER[0]], 4.0, 2.5, used=4)) == "higher, by one seed alone"
     worse = result(4.0, 1, [(4, 2, 1), (6, 3, 1), (5, 1, 0), (4, 1, 0)])
     much_better = result(4.0, 0, [(9, 9, 9), (9, 9, 9), (9, 9, 9), (9, 9, 9)])
     assert verdict(tau_difference([*BASE, much_better, worse], 4.0, 2.5, used=4)) == "the seeds disagree"
@@ -83,6 +84,15 @@ def test_runs_judged_on_other_conversations_are_not_paired():
     other = replace(BETTER[0], held_out={4: tuple(replace(s, id="x" + s.id) for s in BETTER[0].held_out[4])})
     with pytest.raises(UserError, match="other conversations"):
         tau_difference([BASE[0], other], 4.0, 2.5, used=4)
+
+
+def test_the_conclusion_says_what_the_verdicts_say():
+    sentences = conclusion(replace(GAMMA, used=(4,)), BASE + BETTER, 4)
+    assert len(sentences) == 1
+    assert sentences[0].startswith("gamma 4 instead of 2.5: tau is **higher** by 0.")
+    assert "8 conversations" in sentences[0] and "2 seeds" in sentences[0]
+    same = [replace(one, value=4.0) for one in BASE]
+    assert "**no difference beyond the interval**" in conclusion(GAMMA, BASE + same, 4)[0]
 
 
 def test_a_missing_run_is_named():

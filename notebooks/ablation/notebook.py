@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
-from IPython.display import display
+from IPython.display import Markdown, display
 
+from ablation.conclusion import conclusion
 from ablation.results import RunResult, read_results
 from ablation.settings import Ablation
 from ablation.small import small_results
@@ -80,6 +81,11 @@ def points(ablation: Ablation, results: Sequence[RunResult], used: int) -> list[
 def measured(name: str, own: Estimate) -> Measured:
     count = f"n = {own.conversations} conversations, {own.blocks} blocks, {len(own.seeds)} seeds"
     return Measured(name, own.value, own.low, own.high, tuple(own.seeds.values()), count)
+
+
+def conclude(ablation: Ablation, results: Sequence[RunResult], used: int) -> None:
+    """Display the conclusion's sentences."""
+    display(Markdown("\n".join(f"- {sentence}" for sentence in conclusion(ablation, results, used))))
 
 
 def label(value: float) -> str:

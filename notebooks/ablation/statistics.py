@@ -31,9 +31,8 @@ class Estimate:
 
     @property
     def clear(self) -> bool:
-        """Of a difference: whether the interval excludes zero and every seed, two at least, has the same sign."""
-        same_sign = len({value > 0 for value in self.seeds.values()}) == 1
-        return (self.low > 0 or self.high < 0) and same_sign and len(self.seeds) > 1
+        """Of a difference: whether the interval excludes zero and the seeds agree on its sign."""
+        return (self.low > 0 or self.high < 0) and len({value > 0 for value in self.seeds.values()}) == 1
 
 
 def tau(results: Iterable[RunResult], value: float, used: int) -> Estimate:
@@ -89,9 +88,8 @@ def values_of(results: Iterable[RunResult]) -> list[float]:
 def verdict(difference: Estimate) -> str:
     """What a difference from the baseline says, in words that claim no more than it shows."""
     if difference.clear:
-        return "higher" if difference.value > 0 else "lower"
-    if len(difference.seeds) < 2:
-        return "one seed: not decided"
+        word = "higher" if difference.value > 0 else "lower"
+        return word if len(difference.seeds) > 1 else f"{word}, by one seed alone"
     if difference.low > 0 or difference.high < 0:
         return "the seeds disagree"
     return "no difference beyond the interval"
