@@ -61,7 +61,9 @@ class DataConfig(Section):
     )
     subset: str | None = Field(None, description="configuration of a data set that has several")
     split: str = Field("train", min_length=1, description="of a data set; files have none")
-    streaming: bool = Field(False, description="read a data set while training starts, instead of downloading it whole")
+    streaming: bool = Field(
+        False, description="fetch only the first data.limit rows of a data set, instead of downloading it whole"
+    )
     limit: int | None = Field(None, ge=1, description="conversations taken from each source; default: all")
     validation_size: int = Field(64, ge=1, description="conversations held out, drawn by seed")
     max_length: int = Field(512, ge=8, description="tokens of a row; longer conversations are truncated")

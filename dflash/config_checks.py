@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from dflash.complaints import Complaint
+from dflash.data.sources import is_jsonl
 from dflash.config_online_checks import online_contradictions
 from dflash.model.draft_types import DRAFT_TYPES
 
@@ -63,6 +64,12 @@ def _data(config: TrainConfig) -> Iterator[Complaint]:
     for source in sorted({s for s in data.train if data.train.count(s) > 1}):
         yield Complaint(
             ("data.train",), f"data.train = {data.train} names {source!r} more than once: remove the repetition."
+        )
+    if data.streaming and data.limit is None and not all(map(is_jsonl, data.train)):
+        yield Complaint(
+            ("data.streaming", "data.limit"),
+            "data.streaming = True without data.limit would read the data set to its end before the first step: set "
+            "data.limit to the conversations you want, or remove data.streaming.",
         )
     most = data.limit * len(data.train) if data.limit else None
     if most is not None and most <= data.validation_size:

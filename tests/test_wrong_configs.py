@@ -75,6 +75,7 @@ WRONG_ANYWHERE = [
     (["blocks.num_anchors=65"], "blocks.num_anchors = 65", "set blocks.num_anchors=64"),
     (["blocks.attention=flex"], "blocks.attention = 'flex'", "set blocks.attention=split"),
     (["data.train=[a.jsonl,a.jsonl]"], "data.train = ['a.jsonl', 'a.jsonl']", "remove the repetition"),
+    (["data.train=[some/talks]", "data.streaming=true"], "data.streaming = True", "set data.limit"),
     (["data.limit=2"], "data.limit = 2", "lower the other"),
     (["target.dtype=float16"], "target.dtype = 'float16'", "set target.dtype=bfloat16"),
     (["parallel.reduce_dtype=bfloat16", "run.autocast=false", "--world-size=2"],
