@@ -149,3 +149,16 @@ def test_a_run_whose_keeper_was_killed_is_as_finished_as_it_says(desk):
     assert row(desk, "mine")["state"] == "lost"
     write_run(desk, "mine", "finished", step=10)
     assert row(desk, "mine")["state"] == "done" and row(desk, "mine")["problem"] == ""
+
+
+@pytest.mark.parametrize(("config", "ranks"), [("run: {}", 4), ("features: {source: online}", 1)])
+def test_a_run_of_a_terminal_goes_on_with_as_many_ranks(desk, config, ranks):
+    write_run(desk, "theirs", "stopped", checkpoint=True)
+    folder = desk.runs.root / "theirs"
+    (folder / "config.yaml").write_text(config)
+    (folder / "checkpoints" / "step_0000005" / "trainer.json").write_text('{"step": 5, "world_size": 4}')
+    desk.jobs.start(WAITS, kind="evaluate", name="first")
+    job = desk.resume("theirs")
+    desk.stop("theirs", grace=0)
+    assert ("--nproc-per-node" in job.command) == (ranks > 1)
+    assert job.command[-3:] == ("train", "--resume", str(folder))

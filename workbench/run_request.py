@@ -131,41 +131,38 @@ class Prepared:
     @property
     def shown_command(self) -> str:
         """For a terminal in this folder: the same run, from the recipe and what was changed."""
-        words = ["dflash"] if self._one_process else ["torchrun", *self._launcher, "-m", "dflash"]
+        words = ["dflash"] if self._ranks == 1 else ["torchrun", *_launcher(self._ranks), "-m", "dflash"]
         changed = overrides(self.request.settings)
         return shlex.join([*words, "train", self.shown_source, *changed, *self._shown_place])
 
     @property
     def command(self) -> list[str]:
         """As a job runs it; `{config}` stands for the file into which `frozen` is written."""
-        return [*self._program, "train", "{config}", *self._place]
+        return [*program(self._ranks), "train", "{config}", "--runs", str(self.runs), "--name", self.name]
 
     @property
     def resume_command(self) -> list[str]:
         """Goes on from the newest checkpoint, on as many ranks."""
-        return [*self._program, "train", "--resume", str(self.plan.run_dir)]
+        return [*program(self._ranks), "train", "--resume", str(self.plan.run_dir)]
 
     @property
-    def _one_process(self) -> bool:
-        return self.request.ranks == 1 or self.launches_itself
-
-    @property
-    def _launcher(self) -> list[str]:
-        return ["--standalone", "--nproc-per-node", str(self.request.ranks)]
-
-    @property
-    def _program(self) -> list[str]:
-        if self._one_process:
-            return [sys.executable, "-m", "dflash"]
-        return [sys.executable, "-m", "torch.distributed.run", *self._launcher, "-m", "dflash"]
-
-    @property
-    def _place(self) -> list[str]:
-        return ["--runs", str(self.runs), "--name", self.name]
+    def _ranks(self) -> int:
+        """Processes that torchrun starts here; `dflash train` starts those of an online run itself."""
+        return 1 if self.launches_itself else self.request.ranks
 
     @property
     def _shown_place(self) -> list[str]:
         return ["--runs", _short(self.runs), "--name", self.name]
+
+
+def program(ranks: int) -> list[str]:
+    """`dflash` as so many processes, under the Python that runs this one."""
+    one = ["-m", "dflash"]
+    return [sys.executable, *(one if ranks == 1 else ["-m", "torch.distributed.run", *_launcher(ranks), *one])]
+
+
+def _launcher(ranks: int) -> list[str]:
+    return ["--standalone", "--nproc-per-node", str(ranks)]
 
 
 def prepare(request: RunRequest, root: RunsRoot) -> Prepared:
@@ -186,7 +183,8 @@ def prepare(request: RunRequest, root: RunsRoot) -> Prepared:
     changed = overrides(request.settings)
     tree = read_tree(source, changed)
     name = request.name or f"{stem[:80]}-{datetime.now():%Y%m%d-%H%M%S}"
-    plan = plan_run(tree, repr(shown), root.root / name, _world_size(request, tree))
+    ranks = None if is_online(tree) else request.ranks  # of online runs the config says how many
+    plan = plan_run(tree, repr(shown), root.root / name, ranks)
     return Prepared(request, source, shown, read_tree(source), plan, root.root)
 
 
@@ -195,10 +193,12 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _world_size(request: RunRequest, tree: dict[str, Any]) -> int | None:
-    """Ranks of the run; None where `dflash train` starts them and the config says how many."""
-    online = (tree.get("features") or {}).get("source") == "online" and not (tree.get("online") or {}).get("servers")
-    return None if online else request.ranks
+def is_online(tree: Mapping[str, Any]) -> bool:
+    """Whether `dflash train` starts the ranks of these settings, with servers beside them; judged before validation."""
+    features, online = tree.get("features"), tree.get("online")
+    if not isinstance(features, Mapping) or features.get("source") != "online":
+        return False
+    return not (isinstance(online, Mapping) and online.get("servers"))
 
 
 def overrides(settings: Mapping[str, str]) -> list[str]:

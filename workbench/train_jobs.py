@@ -11,7 +11,7 @@ from dflash.errors import UserError
 from workbench.job import Job, read_json
 from workbench.jobs import GRACE, Jobs
 from workbench.run_reader import RunsRoot
-from workbench.run_request import Prepared
+from workbench.run_request import Prepared, is_online, program
 from workbench.run_summary import HEARTBEAT_BOUND, RunSummary
 
 TRAIN, DATA = "train", "data"
@@ -85,7 +85,8 @@ class TrainJobs:
                 self._check_resumable(name)
             return self.jobs.resume(name)
         self._check_resumable(name)
-        command = [sys.executable, "-m", "dflash", "train", "--resume", str(self.runs.path(name))]
+        path = self.runs.path(name)
+        command = [*program(self._ranks(name)), "train", "--resume", str(path)]
         return self.jobs.start(command, kind=TRAIN, name=name, resume_command=command)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -100,6 +101,14 @@ class TrainJobs:
         rows = [self._row(job, queued) for job in shown]
         known = {job.name for job in jobs if job.active}
         return [self._foreign_row(name) for name in self._running_elsewhere(known)] + rows
+
+    def _ranks(self, name: str) -> int:
+        """Processes that torchrun started for a run, as its newest checkpoint tells: with as many it goes on exactly."""
+        settings = self.runs.settings(name)
+        if is_online(settings):
+            return 1  # `dflash train` starts them itself
+        states = sorted(self.runs.path(name).glob("checkpoints/step_*/trainer.json"))
+        return int(read_json(states[-1]).get("world_size", 1)) if states else 1
 
     def _check_resumable(self, name: str) -> None:
         path = self.runs.path(name)
