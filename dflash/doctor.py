@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,12 +17,14 @@ from dflash.cpu import cpu_flags, cpu_name
 from dflash.embedded import EMBEDDED_NAME, converted_folder, find_gguf
 from dflash.embedded import WHEEL_REQUIREMENT as EMBEDDED_WHEEL
 from dflash.online.environment import MOONCAKE_WHEELS, SGLANG_VERSION, EngineEnvironment
+from dflash.online.plugin_wheel import plugin_version
 from dflash.paths import cache_root
 
 Status = Literal["ok", "optional", "warning", "missing"]
 
 DISTRIBUTION = "dflash-workbench"
 _MOONCAKE_LIBRARIES = {"libibverbs.so.1": "libibverbs1", "libcurl.so.4": "libcurl4", "libnuma.so.1": "libnuma1"}
+_IMPORT_SECONDS = 60
 _CONVERTED_BYTES = 300 << 20  # the embedded target in bf16 safetensors takes 270 MB
 
 
@@ -155,33 +158,77 @@ def _browser_tests() -> Iterator[Finding]:
 
 
 def _engines() -> Iterator[Finding]:
-    # Looked for, never imported: importing either takes seconds and may touch the GPU.
+    # Their packages are looked for, never imported: importing SGLang takes half a minute and may touch the GPU.
     environment = EngineEnvironment.at()
+    command = environment.install_command
+    here = environment.python.is_file()
     name = f"engines ({environment.device})"
-    if environment.is_installed:
-        detail = (
-            f"SGLang {SGLANG_VERSION} with the capture plugin ({environment.folder}); dflash engines check proves it"
-        )
-        yield Finding(name, "ok", detail)
-    elif environment.python.is_file():
-        detail = f"in {environment.folder}: not complete, or with the plugin of another version"
-        yield Finding(name, "warning", detail, environment.install_command)
+    if not here:
+        yield Finding(name, "optional", "not installed; needed for features from SGLang servers", command)
+    elif environment.is_installed:
+        yield Finding(name, "ok", f"{environment.folder}; dflash engines check starts what is in it")
     else:
-        detail = "not installed; needed for features from SGLang servers"
-        yield Finding(name, "optional", detail, environment.install_command)
+        yield Finding(name, "warning", f"{environment.folder} is incomplete, or of another version of ours", command)
+    if here:
+        yield from _inside(environment)
+    yield _mooncake(environment.device)
+    for library, package in _MOONCAKE_LIBRARIES.items():
+        yield _optional(package, library if _loads(library) else "", "Mooncake", f"sudo apt-get install {package}")
+
+
+def _inside(environment: EngineEnvironment) -> Iterator[Finding]:
+    """SGLang, Mooncake and the capture plugin in the engines' own environment, by the versions installed there."""
+    versions, command = environment.versions(), environment.install_command
+    sglang, plugin = versions.get("sglang"), versions.get(DISTRIBUTION)
+    if sglang == SGLANG_VERSION:
+        yield Finding("SGLang", "ok", sglang)
+    else:
+        yield Finding("SGLang", "warning", f"{sglang or 'missing'} there; {SGLANG_VERSION} is needed", command)
+    wheels = [wheel for wheel in MOONCAKE_WHEELS.values() if wheel in versions]
+    if wheels == [MOONCAKE_WHEELS[environment.device]]:
+        yield Finding("Mooncake of the engines", "ok", f"{versions[wheels[0]]} ({wheels[0]})")
+    else:
+        found = f"{' and '.join(wheels) or 'missing'} there; {MOONCAKE_WHEELS[environment.device]} alone is needed"
+        yield Finding("Mooncake of the engines", "warning", found, command)
+    if plugin == plugin_version(environment.device):
+        yield Finding("capture plugin", "ok", plugin)
+    else:
+        detail = f"{plugin or 'missing'} there; this package's is {plugin_version(environment.device)}"
+        yield Finding("capture plugin", "warning", detail, command)
+
+
+def _mooncake(device: str) -> Finding:
+    """The trainer's own client, which has to be importable here."""
     wheels = {wheel: version for wheel in MOONCAKE_WHEELS.values() if (version := installed_version(wheel))}
-    wheel = MOONCAKE_WHEELS[environment.device]
+    wheel = MOONCAKE_WHEELS[device]
     if len(wheels) > 1:
-        yield Finding(
-            "mooncake", "warning", "two distributions own the package",
-            f"pip uninstall {' '.join(wheels)} && pip install {wheel}",
-        )  # fmt: skip
-    else:
-        found = " ".join(f"{version} ({wheel})" for wheel, version in wheels.items())
-        yield _optional("mooncake", found, "features through a Mooncake store", f"pip install {wheel}")
+        mend = f"pip uninstall {' '.join(wheels)} && pip install {wheel}"
+        return Finding("mooncake", "warning", "two distributions own the package", mend)
+    if not wheels:
+        return _optional("mooncake", None, "features through a Mooncake store", f"pip install {wheel}")
+    ((found, version),) = wheels.items()
+    if not (reason := _import_error("mooncake.store")):
+        return Finding("mooncake", "ok", f"{version} ({found})")
     missing = [package for library, package in _MOONCAKE_LIBRARIES.items() if not _loads(library)]
-    install = f"sudo apt-get install {' '.join(missing or _MOONCAKE_LIBRARIES.values())}"
-    yield _optional("its libraries", "" if missing else ", ".join(_MOONCAKE_LIBRARIES), "Mooncake", install)
+    if missing:
+        mend = f"sudo apt-get install {' '.join(missing)}"
+    elif found != wheel:
+        mend = f"pip uninstall {found} && pip install {wheel}"
+    else:
+        mend = f"pip install --force-reinstall --no-deps {wheel}"
+    return Finding("mooncake", "warning", f"{version} ({found}) cannot be imported: {reason}", mend)
+
+
+def _import_error(module: str) -> str | None:
+    """Why a module cannot be imported, tried in a process of its own; None where it can."""
+    command = [sys.executable, "-c", f"import {module}"]
+    try:
+        outcome = subprocess.run(command, capture_output=True, text=True, timeout=_IMPORT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"it takes more than {_IMPORT_SECONDS} s"
+    if outcome.returncode == 0:
+        return None
+    return (outcome.stderr.strip().splitlines() or [f"exit code {outcome.returncode}"])[-1]
 
 
 def _loads(library: str) -> bool:

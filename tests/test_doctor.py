@@ -9,6 +9,7 @@ import pytest
 from dflash import doctor
 from dflash.doctor import Finding, examine, is_usable, to_dict
 from dflash.online import environment
+from dflash.online.plugin_wheel import plugin_version
 
 
 def finding(name: str) -> Finding:
@@ -79,44 +80,121 @@ def test_z_labs_distribution_of_the_same_import_name_is_warned_about(install):
     assert found.remedy.startswith("pip uninstall dflash")
 
 
-def test_the_engines_are_found_by_their_folder_and_named_with_the_command_that_installs_them(monkeypatch, tmp_path):
+@pytest.fixture
+def engines(monkeypatch, tmp_path):
+    """Puts an engines' environment of the CPU form there, with these distributions in it."""
     monkeypatch.setenv("DFLASH_CACHE", str(tmp_path))
     monkeypatch.setattr(environment, "detect_device", lambda: "cpu")
+
+    def put(**versions: str) -> environment.EngineEnvironment:
+        found = environment.EngineEnvironment.at()
+        found.python.parent.mkdir(parents=True)
+        found.python.write_text("must not be run")
+        for name, version in versions.items():
+            info = found.folder / "lib" / "python3.11" / "site-packages" / f"{name}-{version}.dist-info"
+            info.mkdir(parents=True)
+            name = name.replace("_", "-")
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        return found
+
+    return put
+
+
+INSTALL = "dflash engines install --device cpu"
+WHOLE = {"sglang": "0.5.23", "mooncake_transfer_engine_non_cuda": "0.3.13", "dflash_workbench": plugin_version("cpu")}
+
+
+def test_the_engines_are_found_by_their_folder_and_named_with_the_command_that_installs_them(engines, monkeypatch):
+    monkeypatch.setattr(environment, "detect_device", lambda: "cpu")
     found = finding("engines (cpu)")
-    assert (found.status, found.remedy) == ("optional", "dflash engines install --device cpu")
-    engines = environment.EngineEnvironment.at()
-    engines.python.parent.mkdir(parents=True)
-    engines.python.write_text("must not be run")
+    assert (found.status, found.remedy) == ("optional", INSTALL)
+    assert "SGLang" not in [f.name for f in examine()]  # nothing to say about what is in it
+    engines()
     found = finding("engines (cpu)")
-    assert (found.status, found.remedy) == ("warning", "dflash engines install --device cpu")
+    assert (found.status, found.remedy) == ("warning", INSTALL)
     monkeypatch.setattr(environment.EngineEnvironment, "is_installed", True)
     assert finding("engines (cpu)").status == "ok"
 
 
+def test_a_whole_environment_of_engines_is_well(engines):
+    engines(**WHOLE)
+    found = {f.name: f for f in examine()}
+    assert {found[name].status for name in ("SGLang", "Mooncake of the engines", "capture plugin")} == {"ok"}
+    assert found["SGLang"].detail == "0.5.23" and "0.3.13" in found["Mooncake of the engines"].detail
+
+
 @pytest.mark.parametrize(
-    ("installed", "status", "remedy"),
+    ("change", "name", "said"),
     [
-        ((), "optional", "pip install mooncake-transfer-engine-non-cuda"),
-        (("-non-cuda",), "ok", ""),
-        (("", "-non-cuda"), "warning", "pip uninstall mooncake-transfer-engine-non-cuda mooncake-transfer-engine && "),
+        ({"sglang": None}, "SGLang", "missing there; 0.5.23 is needed"),
+        ({"sglang": "0.5.14"}, "SGLang", "0.5.14 there; 0.5.23 is needed"),
+        ({"mooncake_transfer_engine_non_cuda": None}, "Mooncake of the engines", "missing there"),
+        ({"mooncake_transfer_engine": "0.3.13"}, "Mooncake of the engines", "non-cuda alone is needed"),
+        ({"dflash_workbench": None}, "capture plugin", "missing there"),
+        ({"dflash_workbench": "0.1.0+plugin.older"}, "capture plugin", "0.1.0+plugin.older there; this package's is"),
     ],
 )
-def test_exactly_one_of_mooncakes_wheels_is_right(monkeypatch, installed, status, remedy):
-    monkeypatch.setattr(environment, "detect_device", lambda: "cpu")
-    names = {f"mooncake-transfer-engine{suffix}" for suffix in installed}
-    real = doctor.installed_version
-    monkeypatch.setattr(
-        doctor,
-        "installed_version",
-        lambda name: "0.3.13" if name in names else None if "mooncake" in name else real(name),
-    )
+def test_each_fault_inside_the_engines_environment_has_its_line_and_its_command(engines, change, name, said):
+    engines(**{k: v for k, v in (WHOLE | change).items() if v is not None})
+    found = finding(name)
+    assert found.status == "warning" and said in found.detail and found.remedy == INSTALL
+
+
+@pytest.fixture
+def mooncake(monkeypatch):
+    """Says which of Mooncake's wheels are here, why they cannot be imported, and which libraries are missing."""
+
+    def put(*suffixes: str, error: str | None = None, lacking: tuple[str, ...] = ()) -> None:
+        monkeypatch.setattr(environment, "detect_device", lambda: "cpu")
+        names = {f"mooncake-transfer-engine{suffix}" for suffix in suffixes}
+        real = doctor.installed_version
+        version = lambda name: "0.3.13" if name in names else None if "mooncake" in name else real(name)  # noqa: E731
+        monkeypatch.setattr(doctor, "installed_version", version)
+        monkeypatch.setattr(doctor, "_import_error", lambda module: error)
+        monkeypatch.setattr(doctor, "_loads", lambda library: not any(name in library for name in lacking))
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("installed", "trouble", "status", "remedy"),
+    [
+        ((), {}, "optional", "pip install mooncake-transfer-engine-non-cuda"),
+        (("-non-cuda",), {}, "ok", ""),
+        (
+            ("", "-non-cuda"), {}, "warning",
+            "pip uninstall mooncake-transfer-engine-non-cuda mooncake-transfer-engine && ",
+        ),
+        (
+            ("-non-cuda",), {"error": "libibverbs.so.1: cannot open", "lacking": ("ibverbs", "numa")}, "warning",
+            "sudo apt-get install libibverbs1 libnuma1",
+        ),
+        (
+            ("",), {"error": "libcuda.so.1: cannot open"}, "warning",
+            "pip uninstall mooncake-transfer-engine && pip install mooncake-transfer-engine-non-cuda",
+        ),
+        (
+            ("-non-cuda",), {"error": "undefined symbol"}, "warning",
+            "pip install --force-reinstall --no-deps mooncake-transfer-engine-non-cuda",
+        ),
+    ],
+)  # fmt: skip
+def test_exactly_one_of_mooncakes_wheels_that_can_be_imported_is_right(mooncake, installed, trouble, status, remedy):
+    mooncake(*installed, **trouble)
     found = finding("mooncake")
-    assert found.status == status and found.remedy.startswith(remedy)
+    assert found.status == status and found.remedy.startswith(remedy) and trouble.get("error", "") in found.detail
 
 
-def test_shared_libraries_that_mooncake_misses_are_named_with_their_debian_packages(monkeypatch):
-    monkeypatch.setattr(doctor, "_loads", lambda library: "ibverbs" not in library)
-    assert finding("its libraries").remedy == "sudo apt-get install libibverbs1"
+def test_whether_a_package_can_be_imported_is_tried_elsewhere():
+    assert doctor._import_error("json") is None
+    assert "No module named 'no_such_module'" in doctor._import_error("no_such_module")
+
+
+def test_shared_libraries_that_mooncake_misses_are_named_with_their_debian_packages(mooncake):
+    mooncake(lacking=("ibverbs",))
+    found = finding("libibverbs1")
+    assert (found.status, found.remedy) == ("optional", "sudo apt-get install libibverbs1")
+    assert finding("libnuma1") == Finding("libnuma1", "ok", "libnuma.so.1")
 
 
 def test_a_missing_requirement_is_named_with_its_command(monkeypatch):

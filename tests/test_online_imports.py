@@ -28,3 +28,32 @@ def test_a_missing_mooncake_gives_a_sentence_that_says_what_to_install(monkeypat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="mooncake_master is missing: install mooncake-transfer-engine-non-cuda"):
         MasterProcess(tmp_path / "log.txt", port=free_port(), metrics_port=free_port())
+
+
+EVERYTHING = """
+import importlib, pkgutil, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("sglang", "mooncake"):
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import dflash, workbench
+names = [
+    module.name
+    for package in (dflash, workbench)
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    if not module.name.endswith("__main__") and ".cpu_stubs" not in module.name
+]
+for name in names:
+    importlib.import_module(name)
+assert not {"sglang", "mooncake"} & set(sys.modules)
+print(len(names))
+"""
+
+
+def test_every_module_is_imported_without_sglang_and_mooncake():
+    run = subprocess.run([sys.executable, "-c", EVERYTHING], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout.splitlines()[-1]) > 150

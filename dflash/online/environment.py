@@ -6,6 +6,7 @@ form is the same steps with SGLang's own dependencies, and has not been run yet:
 
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -67,6 +68,12 @@ class EngineEnvironment:
     def is_installed(self) -> bool:
         """Whether an installation was finished, with the packages and the plugin that this version wants."""
         return self._stamp() == self._wanted()
+
+    def versions(self) -> dict[str, str]:
+        """Installed distributions and their versions, as their metadata say; nothing of it is run or imported."""
+        folders = [str(folder) for folder in self.folder.glob("lib/python3*/site-packages")]
+        found = importlib.metadata.distributions(path=folders)
+        return {name.lower().replace("_", "-"): one.version for one in found if (name := one.metadata["Name"])}
 
     def install(self, python: str = sys.executable) -> bool:
         """Build or complete it, with this Python; returns whether there was anything to do.
