@@ -42,8 +42,7 @@ class RunsRoot:
         Raises:
             UserError: the name is no plain name, leads out of the runs folder, or there is no such run (any more).
         """
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise UserError(f"Run name {str(name)[:120]!r} is no plain name: use letters, digits, '-', '_' and '.'.")
+        check_name(name)
         path = self.root / name
         if path.resolve().parent != self.root.resolve():
             raise UserError(f"Run {name!r} lies outside of {self.root}: move it there, or start with --runs on its folder.")
@@ -100,6 +99,15 @@ class RunsRoot:
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(f"config.yaml of run {name!r} could not be read ({why}): look into {path}.") from error
+
+
+def check_name(name: Any) -> None:
+    """
+    Raises:
+        UserError: it is not the plain name of a folder.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(f"Run name {str(name)[:120]!r} is no plain name: use letters, digits, '-', '_' and '.'.")
 
 
 def _is_run(path: Path) -> bool:

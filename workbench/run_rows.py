@@ -1,17 +1,15 @@
 """The table of runs: what the run folders say, joined with what is known of the jobs that run them."""
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dflash.errors import UserError
 from workbench.job import Job
 from workbench.jobs import Jobs
 from workbench.run_notes import Notes, read_notes
-from workbench.run_reader import RunsRoot
+from workbench.run_reader import RunsRoot, check_name
 from workbench.run_summary import RunSummary
-
-KIND = "train"
+from workbench.train_jobs import TRAIN
 
 
 @dataclass(frozen=True)
@@ -21,6 +19,7 @@ class RunRow:
     summary: RunSummary
     job: Job | None
     notes: Notes
+    has_checkpoint: bool = False
 
     @property
     def can_stop(self) -> bool:
@@ -32,12 +31,13 @@ class RunRow:
 
     @property
     def can_resume(self) -> bool:
-        return self.summary.state in ("stopped", "failed", "lost") and not (self.job and self.job.active)
+        ended_early = self.summary.state in ("stopped", "failed", "lost")
+        return ended_early and self.has_checkpoint and not (self.job and self.job.active)
 
 
 def rows(root: RunsRoot, jobs: Jobs) -> list[RunRow]:
     """Queued runs in the order of their turn, then all others, the newest first."""
-    known = {job.name: job for job in jobs.list() if job.kind == KIND}
+    known = {job.name: job for job in jobs.list() if job.kind == TRAIN}
     folders = {summary.name: summary for summary in root.summaries()}
     waiting = [job for name, job in known.items() if name not in folders and job.state != "done"]
     coming = [joined(RunSummary(job.name, "starting", started=job.created), job) for job in waiting]
@@ -46,7 +46,7 @@ def rows(root: RunsRoot, jobs: Jobs) -> list[RunRow]:
     everything += sorted(
         (row for row in coming + there if row.state != "queued"), key=lambda row: row.started or 0.0, reverse=True
     )
-    return [RunRow(row, known.get(row.name), read_notes(root.root / row.name)) for row in everything]
+    return [_row(root.root / row.name, row, known.get(row.name)) for row in everything]
 
 
 def row(root: RunsRoot, jobs: Jobs, name: str) -> RunRow:
@@ -55,15 +55,20 @@ def row(root: RunsRoot, jobs: Jobs, name: str) -> RunRow:
     Raises:
         UserError: there is neither a run nor a job of that name.
     """
+    check_name(name)
     found = jobs.find(name)
-    job = found if found is not None and found.kind == KIND else None
+    job = found if found is not None and found.kind == TRAIN else None
     try:
         summary = root.summary(name)
     except UserError:
         if job is None:
             raise
         summary = RunSummary(name, "starting", started=job.created)
-    return RunRow(joined(summary, job), job, read_notes(root.root / name))
+    return _row(root.root / name, joined(summary, job), job)
+
+
+def _row(path: Path, summary: RunSummary, job: Job | None) -> RunRow:
+    return RunRow(summary, job, read_notes(path), any((path / "checkpoints").glob("step_*")))
 
 
 def joined(summary: RunSummary, job: Job | None) -> RunSummary:
@@ -85,44 +90,3 @@ def joined(summary: RunSummary, job: Job | None) -> RunSummary:
         return replace(summary, state=job.state, message=cause, eta_seconds=None)
     return replace(summary, message=cause) if summary.state == job.state else summary
 
-
-def stop(root: RunsRoot, jobs: Jobs, name: str) -> None:
-    """Ask a run to save a checkpoint and exit.
-
-    Raises:
-        UserError: there is no such run, it does not run, or it was not started from here.
-    """
-    found = row(root, jobs, name)
-    if found.job is None and not found.summary.is_over:
-        raise UserError(f"Run {name!r} was not started from this workbench: stop it with Ctrl-C where it was started.")
-    jobs.stop(name)
-
-
-def abort(jobs: Jobs, name: str) -> None:
-    """Take a run out of the queue.
-
-    Raises:
-        UserError: there is no such job, or it has started.
-    """
-    jobs.abort(name)
-
-
-def resume(root: RunsRoot, jobs: Jobs, name: str) -> None:
-    """Go on with a run from its newest checkpoint, also with one that was started in a terminal.
-
-    Raises:
-        UserError: there is no such run, or it still runs or is finished.
-    """
-    found = row(root, jobs, name)
-    if not found.can_resume:
-        raise UserError(f"Run {name!r} is {found.summary.state}: only a stopped, failed or lost one can be resumed.")
-    if found.job is not None and found.job.resume_command is not None:
-        jobs.resume(name)
-        return
-    command = resume_command(root, name)
-    jobs.start(command, kind=KIND, name=name, resume_command=command)
-
-
-def resume_command(root: RunsRoot, name: str) -> Sequence[str]:
-    """Of a run that this workbench did not start: on one process."""
-    return [sys.executable, "-m", "dflash", "train", "--resume", str(root.path(name))]

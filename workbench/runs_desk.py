@@ -7,7 +7,6 @@ from typing import Any
 from dflash.errors import UserError
 from workbench import run_rows
 from workbench.curves import Span
-from workbench.jobs import Jobs
 from workbench.metric_lines import Cursor, is_number
 from workbench.run_export import as_csv, as_page
 from workbench.run_log import log_tail
@@ -25,6 +24,7 @@ from workbench.run_views import (
     table_view,
     text_of,
 )
+from workbench.train_jobs import TrainJobs
 
 ACTIONS = ("stop", "abort", "resume")
 LOGS = ("log", "output")  # log.txt of the run, and what its process printed
@@ -36,7 +36,8 @@ class RunsDesk:
 
     def __init__(self, root: Path | str) -> None:
         self.root = RunsRoot(root)
-        self.jobs = Jobs(root)
+        self._trainings = TrainJobs(root)
+        self.jobs = self._trainings.jobs
         self._series = SeriesStore(self.root)
 
     def table(self) -> dict[str, Any]:
@@ -116,12 +117,14 @@ class RunsDesk:
             UserError: there is no such run or action, or the run's state does not allow it.
         """
         if action == "stop":
-            run_rows.stop(self.root, self.jobs, name)
+            if run_rows.row(self.root, self.jobs, name).job is None:
+                raise UserError(f"Run {name!r} was not started from a workbench: press Ctrl-C where it was started.")
+            self._trainings.stop(name)
         elif action == "abort":
-            run_rows.abort(self.jobs, name)
+            self.jobs.abort(name)
             return {"row": None}
         elif action == "resume":
-            run_rows.resume(self.root, self.jobs, name)
+            self._trainings.resume(name)
         else:
             raise UserError(f"There is no action {action!r}: choose one of {', '.join(ACTIONS)}.")
         return {"row": row_view(run_rows.row(self.root, self.jobs, name))}
@@ -150,9 +153,9 @@ class RunsDesk:
         Raises:
             UserError: one of them is neither, or there are too many for one picture.
         """
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
             raise UserError("Runs are asked for by a list of names: choose them in the table.")
-        names = list(dict.fromkeys(names or ()))
+        names = list(dict.fromkeys(names))
         if len(names) > MOST_RUNS:
             raise UserError(f"{len(names)} runs over one another cannot be told apart: choose up to {MOST_RUNS}.")
         for name in names:

@@ -16,8 +16,6 @@ from workbench.components import packed, panel
 from workbench.run_views import stamp
 from workbench.runs_desk import RunsDesk
 
-NO_RUN = "The page sent something that is no question: reload it."
-
 
 def build(bench: Bench, demo: gr.Blocks) -> None:
     """Lay out the page inside the open Blocks."""
@@ -29,40 +27,41 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
     _api(desk)
 
 
+# What each question of the page's scripts is made of.
+_NOTHING = type(None)
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "read_runs": {"seen": str},
+    "read_curves": {"runs": list, "span": (list, _NOTHING), "seen": str},
+    "read_run": {"runs": list, "seen": str},
+    "read_log": {"run": str, "pattern": str, "source": str, "seen": str},
+    "save_notes": {"run": str, "text": str, "tags": str, "version": str},
+    "act": {"run": str, "action": str},
+    "export_csv": {"runs": list},
+    "export_page": {"runs": list},
+}
+
+
 def answered(question: Callable[[dict], Any]) -> Callable[[Any], str]:
     """A server function: its answer as JSON text, a user's mistake as a sentence in its place."""
+    fields = _FIELDS[question.__name__]
 
     @functools.wraps(question)
     def answer(request: Any) -> str:
         try:
+            # The page of an older version may ask this, or somebody who tries things.
+            if not isinstance(request, dict) or not all(isinstance(request.get(f), kind) for f, kind in fields.items()):
+                raise UserError("The page sent something that is no question: reload it.")
             return packed({"value": question(request)})
         except UserError as error:
             return packed({"error": str(error)})
-        except (KeyError, TypeError, AttributeError):
-            # Only what is asked with decides: the page of an older version, or somebody who tries things.
-            if isinstance(request, dict) and request.keys() >= _NEEDED[question.__name__]:
-                raise
-            return packed({"error": NO_RUN})
 
     return answer
-
-
-_NEEDED: dict[str, set[str]] = {
-    "read_runs": set(),
-    "read_curves": {"runs"},
-    "read_run": {"runs"},
-    "read_log": {"run"},
-    "save_notes": {"run", "text", "tags"},
-    "act": {"run", "action"},
-    "export_csv": {"runs"},
-    "export_page": {"runs"},
-}
 
 
 def _unless_seen(value: dict[str, Any], request: dict) -> dict[str, Any] | None:
     """None where the page has this very answer already."""
     now = stamp(value)
-    return None if now == request.get("seen") else {**value, "stamp": now}
+    return None if now == request["seen"] else {**value, "stamp": now}
 
 
 def _read_runs(desk: RunsDesk):
@@ -76,7 +75,7 @@ def _read_runs(desk: RunsDesk):
 def _read_curves(desk: RunsDesk):
     @answered
     def read_curves(request: dict) -> dict[str, Any] | None:
-        return desk.curves(request["runs"], request.get("span"), seen=request.get("seen", ""))
+        return desk.curves(request["runs"], request["span"], seen=request["seen"])
 
     return read_curves
 
@@ -88,11 +87,11 @@ def _details(desk: RunsDesk) -> list[Callable]:
 
     @answered
     def read_log(request: dict) -> dict[str, Any] | None:
-        return _unless_seen(desk.log(request["run"], request.get("pattern", ""), request.get("source", "log")), request)
+        return _unless_seen(desk.log(request["run"], request["pattern"], request["source"]), request)
 
     @answered
     def save_notes(request: dict) -> dict[str, Any]:
-        return desk.save_notes(request["run"], request["text"], request["tags"], request.get("version"))
+        return desk.save_notes(request["run"], request["text"], request["tags"], request["version"])
 
     @answered
     def act(request: dict) -> dict[str, Any]:
@@ -123,6 +122,7 @@ def _told(action: Callable) -> Callable:
 
 
 def _api(desk: RunsDesk) -> None:
+    # Stop, resume and abort are the Train page's `train_stop`, `train_resume` and `queue_abort`.
     def runs() -> dict:
         """All runs with state, progress, time left, losses, tau, speed and tags; queued ones first, then the newest."""
         return desk.table()
@@ -148,10 +148,6 @@ def _api(desk: RunsDesk) -> None:
         """Replace a run's notes and its tags, which are separated by spaces."""
         return desk.save_notes(name, text, tags)
 
-    def run_action(name: str, action: str) -> dict:
-        """Stop a run (it saves a checkpoint first), resume it, or abort one that is queued."""
-        return desk.act(name, action)
-
     def run_csv(names: list[str]) -> str:
         """Every metric record of some runs as CSV text."""
         return desk.csv(names)
@@ -160,5 +156,5 @@ def _api(desk: RunsDesk) -> None:
         """Figures, tables and differing settings of some runs as one HTML page that needs no other file."""
         return desk.page(names)
 
-    for endpoint in (runs, run, run_curves, run_log, run_compare, run_notes, run_action, run_csv, run_html):
+    for endpoint in (runs, run, run_curves, run_log, run_compare, run_notes, run_csv, run_html):
         gr.api(_told(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
