@@ -35,7 +35,7 @@ test-engines: $(VENV)/.installed-test-$(KEY) $(VENV)/.installed-engines-cpu-$(KE
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/engines
 
 lab: $(VENV)/.installed-lab-$(KEY) target
-	$(BIN)/python -m jupyterlab --notebook-dir $(or $(wildcard notebooks),.) --ip $(HOST) $(ARGS)
+	$(BIN)/python -m jupyterlab --notebook-dir notebooks --ip $(HOST) $(ARGS)
 
 # The embedded target is installed without its dependencies: they compile an engine that is not used here.
 $(VENV)/.installed-%-$(KEY):
