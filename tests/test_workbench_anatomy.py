@@ -74,7 +74,8 @@ def line(*said: str) -> str:
 
 
 def test_packed_conversations_keep_to_themselves(tiny_target):
-    rows = text_rows(tiny_target, "\n".join([line("Hi", "Hello there."), line("Yes?", "No, not now.")]), packing=True, length=256)
+    lines = "\n".join([line("Hi", "Hello there."), line("Yes?", "No, not now.")])
+    rows = text_rows(tiny_target, lines, packing=True, length=256)
     view = dissect_row(tiny_target, rows.rows[0], AnatomySettings(num_anchors=40, block_size=4), 256)
     assert len(rows.rows) == 1 and len(view.row.starts) == 2 and view.plan.sequence_length == 256
     second = view.row.starts[1]
@@ -138,7 +139,8 @@ def test_a_file_of_nothing_useful_is_named_without_its_temporary_path(tiny_targe
 
 
 def test_a_link_names_every_setting_and_keeps_pasted_conversations(tmp_path):
-    query = AnatomyQuery(packing=True, item=2, length=512, anchors=9, size=4, gamma=2.5, window=16, seed=7, block=3, tile="0, 2")
+    shape = {"length": 512, "anchors": 9, "size": 4, "gamma": 2.5, "window": 16}
+    query = AnatomyQuery(packing=True, item=2, seed=7, block=3, tile="0, 2", **shape)
     values = {name: str(value) for name, value in query.to_query().items()}
     assert AnatomyQuery.from_query(values, tmp_path) == query
     assert query.place == (0, 2)

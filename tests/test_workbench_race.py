@@ -73,8 +73,14 @@ def test_both_sides_continue_from_the_same_history(bench):
 
 @pytest.mark.parametrize(
     "history",
-    ['{"role"', '"text"', '[{"role": "user"}]', '[{"role": "user", "content": " "}]', '[{"role": "tool", "content": "x"}]',
-     json.dumps([{"role": "user", "content": "x"}] * 65)],
+    [
+        '{"role"',
+        '"text"',
+        '[{"role": "user"}]',
+        '[{"role": "user", "content": " "}]',
+        '[{"role": "tool", "content": "x"}]',
+        json.dumps([{"role": "user", "content": "x"}] * 65),
+    ],
 )
 def test_a_history_that_is_no_conversation_is_refused_in_a_sentence(history):
     with pytest.raises(UserError, match="^The link's history"):

@@ -63,7 +63,9 @@ def test_a_missing_or_foreign_file_is_a_sentence(tmp_path):
         open_trace(tmp_path, "0" * 24)
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"{", "no JSON"), (b"\xff", "damaged"), (b"[]", "no trace"), (b"{}", "no trace")])
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"{", "no JSON"), (b"\xff", "damaged"), (b"[]", "no trace"), (b"{}", "no trace")]
+)
 def test_a_damaged_file_is_a_sentence(tmp_path, content, words):
     (tmp_path / ".traces").mkdir()
     (tmp_path / ".traces" / ("a" * 24 + ".json")).write_bytes(content)

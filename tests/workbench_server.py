@@ -1,6 +1,7 @@
 """A workbench on the tiny target with a tiny random draft, for tests."""
 
 import argparse
+import os
 import socket
 from contextlib import contextmanager
 
@@ -9,6 +10,9 @@ import torch
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
 from dflash.target import TargetModel
+
+# How much longer than usual everything may take: DFLASH_PATIENCE=5 for a machine that is busy with other things.
+PATIENCE = float(os.environ.get("DFLASH_PATIENCE", "1"))
 
 
 def save_tiny_draft(target: TargetModel, folder) -> str:

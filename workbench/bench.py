@@ -68,7 +68,8 @@ class Bench:
                 draft = load_draft(None if name == SHIPPED else name, self.target)
                 engine = Engine(self.target, draft)
                 engine.warm_up()
-                self._engines = {known: kept for known, kept in self._engines.items() if not known.startswith(f"{name}@")}
+                older = f"{name}@"
+                self._engines = {known: kept for known, kept in self._engines.items() if not known.startswith(older)}
                 self._engines[key] = engine
             return self._engines[key]
 

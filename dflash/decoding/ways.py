@@ -242,4 +242,5 @@ def _row(way: Way, runs: list[_Once], plain: list[_Once]) -> Measured:
 
 def _text(tokens: Sequence[int]) -> Trace:
     """Tokens as a trace, for what needs no more than them."""
-    return Trace("target", 0, 1, steps=[Step(i, [], 0, token, [token], 0.0, 0.0, 0.0) for i, token in enumerate(tokens)])
+    steps = [Step(i, [], 0, token, [token], 0.0, 0.0, 0.0) for i, token in enumerate(tokens)]
+    return Trace("target", 0, 1, steps=steps)

@@ -8,7 +8,7 @@ import pytest
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 
-from workbench_server import running_workbench, save_tiny_draft
+from workbench_server import PATIENCE, running_workbench, save_tiny_draft
 
 _ARGUMENTS = [
     "--no-sandbox",
@@ -53,7 +53,7 @@ class Visit:
             viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
         )
         self.page = self.context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(30_000 * PATIENCE)
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
         self.page.on("request", self._request)

@@ -22,7 +22,7 @@ def mask_tiles(
     rows, columns = len(states), len(states[0])
     words = [
         [
-            f"slots {tile * row}–{tile * row + tile - 1}, keys {tile * column}–{tile * column + tile - 1}<br>"
+            f"slots {tile * row}–{tile * row + tile - 1}, keys {tile * column}–{tile * column + tile - 1}:<br>"
             f"{TILE_STATES[states[row][column]]}"
             + ("" if seen is None else f" ({seen[row][column]:,} cells visible)")
             for column in range(columns)
@@ -34,7 +34,8 @@ def mask_tiles(
     boundary = context_length / tile - 0.5
     figure.add_vline(x=boundary, line={"color": "#8a94a0", "width": 1.5, "dash": "dash"})
     figure.update_xaxes(tickvals=_ticks(columns), ticktext=[str(tile * tick) for tick in _ticks(columns)])
-    figure.update_yaxes(tickvals=_ticks(rows), ticktext=[str(tile * tick) for tick in _ticks(rows)], autorange="reversed")
+    slots = [str(tile * tick) for tick in _ticks(rows)]
+    figure.update_yaxes(tickvals=_ticks(rows), ticktext=slots, autorange="reversed")
     height = 130 + max(90, min(460, 26 * rows))
     lay_out(
         figure,

@@ -71,7 +71,7 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
                 tiles_note = gr.HTML(padding=False)
             page = _Page(tokens, cells, cells_table, tiles, tiles_note, complaints)
             anatomy_checks.build(
-                bench, lambda *values: _rows(bench, AnatomyQuery.of(*values)), [*controls.values(), drop]
+                bench, demo, lambda *values: _rows(bench, AnatomyQuery.of(*values)), [*controls.values(), drop]
             )
     _wire(bench, demo, page, controls, buttons, drop, walk)
     anatomy_api.build(bench)

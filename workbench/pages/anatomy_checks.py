@@ -22,7 +22,9 @@ _HEAD = (
 )
 
 
-def build(bench: Bench, rows_of: Callable[..., Rows], inputs: list[gr.components.Component]) -> None:
+def build(
+    bench: Bench, demo: gr.Blocks, rows_of: Callable[..., Rows], inputs: list[gr.components.Component]
+) -> None:
     """Lay out the section; `rows_of` gives the page's rows from the values of `inputs`."""
     with gr.Column(elem_classes="df-figure-box", elem_id="checks"):
         gr.HTML(_HEAD, padding=False)
@@ -49,6 +51,7 @@ def build(bench: Bench, rows_of: Callable[..., Rows], inputs: list[gr.components
         leak.click(run_leak, draft, result, **_READ),
         layers.click(run_layers, [draft, *inputs], result, **_READ),
     ]
+    demo.load(lambda: gr.update(choices=bench.drafts()), None, draft, **_READ)
     stop.click(lambda: message_html("Stopped."), None, result, cancels=started, **_PRIVATE)
 
 

@@ -28,6 +28,9 @@ _READ = {"concurrency_limit": None, "show_progress": "hidden", **_PRIVATE}
 # What computes waits for its turn in `bench_turns`, where it can say so; Gradio's own limit would wait in silence.
 _COMPUTE = {"concurrency_limit": None, "show_progress": "hidden", **_PRIVATE}
 
+_STOPPED = "() => window.dispatchEvent(new CustomEvent('dflash:stopped'))"
+_HAND_OVER = "(id) => window.dispatchEvent(new CustomEvent('dflash:saved', { detail: id }))"
+
 
 def load_recording(path: Path = RECORDING) -> dict[str, Any] | None:
     """The details of the race shown before anything was run here, or None when none was recorded."""
@@ -104,11 +107,9 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
     )
     linked = demo.load(open_link, None, inputs, **_READ)
     opened = linked.success(show_link, inputs, outputs, **_COMPUTE)
-    stop.click(None, cancels=[clicked, opened], **_PRIVATE).then(
-        None, js="() => window.dispatchEvent(new CustomEvent('dflash:stopped'))", **_PRIVATE
-    )
+    stop.click(None, cancels=[clicked, opened], **_PRIVATE).then(None, js=_STOPPED, **_PRIVATE)
     details.save(lambda record: _save(bench, record), last, saved, **_READ).success(
-        None, saved, None, js="(id) => window.dispatchEvent(new CustomEvent('dflash:saved', { detail: id }))", **_PRIVATE
+        None, saved, None, js=_HAND_OVER, **_PRIVATE
     )
     talk.change(lambda on: gr.update(visible=on), talk, history, **_READ)
     controls["draft"].change(
@@ -117,6 +118,8 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
         controls["block_size"],
         **_READ,
     )
+    # Runs that were trained since this server started have drafts, too.
+    demo.load(lambda: gr.update(choices=bench.drafts()), None, controls["draft"], **_READ)
     decode_api.build(bench)
 
 

@@ -30,7 +30,13 @@ def build(bench: Bench, controls: dict[str, gr.components.Component], history: g
             add = gr.Button("Add these settings", elem_id="add_way", min_width=150)
             lookup = gr.Checkbox(True, label="Prompt lookup", elem_id="lookup", container=False, min_width=130)
             lookup_tokens = gr.Number(
-                10, label="Tokens it proposes", precision=0, minimum=1, maximum=64, elem_id="lookup_tokens", min_width=120
+                10,
+                label="Tokens it proposes",
+                precision=0,
+                minimum=1,
+                maximum=64,
+                elem_id="lookup_tokens",
+                min_width=120,
             )
             assistant = gr.Textbox(
                 label="Small draft (folder or id, same tokenizer)", elem_id="assistant", min_width=220, max_lines=1
