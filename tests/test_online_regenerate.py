@@ -121,8 +121,9 @@ RANKS = textwrap.dedent("""
     from dflash.errors import UserError
     from dflash.online import regenerated_data
     from dflash.training.run_folder import RunFolder
+    from dflash.training import world as worlds
     from dflash.training.world import joined
-    regenerated_data._PULSE = 0.2
+    worlds._PULSE_SECONDS = 0.2
     here = Path(sys.argv[1])
     config = TrainConfig.model_validate_json((here / "config.json").read_text())
     with joined(config) as world:

@@ -6,11 +6,7 @@ again: no answer is asked for twice.
 """
 
 import logging
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from dflash.config import DataConfig, TrainConfig
 from dflash.errors import UserError
@@ -23,9 +19,7 @@ if TYPE_CHECKING:
     from dflash.training.world import World
 
 FILE = "regenerated.jsonl"
-_PULSE = 5.0  # seconds between signs of life: what ranks wait for together has to come within half an hour
 
-T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 
@@ -58,32 +52,9 @@ def training_data(config: TrainConfig, tokenizer, run: "RunFolder", world: "Worl
             result["conversations"], result["tokens"], reasons,
         )  # fmt: skip
 
-    _on_main_for_long(world, make)
+    world.on_main_for_long(make)
     if not all(world.gather(out.is_file())):
         raise UserError(
             f"Not every rank sees {str(out)!r}: put the run folder on a disk that all machines share (--runs)."
         )
     return config.data.model_copy(update={"train": [str(out)], "subset": None, "limit": None, "streaming": False})
-
-
-def _on_main_for_long(world: "World", work: Callable[[], T]) -> T:
-    """`World.on_main` for work that may take days, while ranks may wait for one another for half an hour only."""
-    if world.size == 1:
-        return work()
-    result: Future[T] = Future()
-    if world.is_main:
-        # A daemon: on SIGTERM the process ends with its journal as it is, without waiting for answers.
-        threading.Thread(target=_settle, args=(result, work), name="regenerate", daemon=True).start()
-    while True:
-        deadline = time.monotonic() + _PULSE
-        while world.is_main and not result.done() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if world.gather(result.done())[0]:
-            return world.on_main(result.result)
-
-
-def _settle(result: "Future[T]", work: Callable[[], T]) -> None:
-    try:
-        result.set_result(work())
-    except BaseException as error:  # raised where the result is asked for
-        result.set_exception(error)

@@ -5,6 +5,7 @@
         state/          weights, optimizer and random states of all ranks (torch.distributed.checkpoint, safetensors)
         trainer.json    step, position in the data, best validation loss, whether this is the checkpoint that has it
         manifest.json   size and checksum of every file above
+        measured.json   what a run that was stopped in the middle of a validation found out when it went on
     checkpoints/best.json   name and loss of the best one, for readers; the checkpoints themselves decide
 
 All ranks write under a temporary name; when everything is durable, rank 0 renames it. Older ones go only after that,
@@ -17,7 +18,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ _LOG = logging.getLogger(__name__)
 _MANIFEST_FILE = "manifest.json"
 _TRAINER_FILE = "trainer.json"
 _BEST_FILE = "best.json"
+_MEASURED_FILE = "measured.json"  # in a checkpoint that was measured only when its run went on
 _IS_BEST = "is_best"  # in trainer.json
 # What reading or writing may raise that is the disk's or the files' fault.
 _TROUBLE = (OSError, SafetensorError, CheckpointException)
@@ -52,6 +54,11 @@ class TrainerState:
     training_digest: str = ""  # of their ids and tokens; empty in checkpoints of older versions
     world_size: int = 1  # ranks
     best_loss: float | None = None  # lowest validation loss so far
+    pending: list[str] = field(default_factory=list)  # measurements of this step that a request to stop cut short
+
+    def is_last(self, max_steps: int | None) -> bool:
+        """Whether a run of so many steps has nothing left to do."""
+        return max_steps is not None and self.step >= max_steps and not self.pending
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,8 @@ class CheckpointStore:
         name = f"step_{contents.state.step:07d}"
         final, staging = self._folder / name, self._folder / f".{name}"
         world, group = self._world, self._world.saving
-        if world.on_main(lambda: _is_complete(final), group):
-            return final  # the same step holds the same state: nothing to write again
+        if world.on_main(lambda: self._is_there(final, contents), group):
+            return final  # the same step holds the same weights: nothing to write again
         try:
             world.on_main(lambda: self._explaining(name, lambda: self._begin(staging, contents)), group)
             files = write_tensors(staging / "state", contents.tensors, group, world.rank)
@@ -131,7 +138,7 @@ class CheckpointStore:
         damage = next((text for text in found if text), None)
         if damage is None:
             try:
-                record = json.loads((path / _TRAINER_FILE).read_text(encoding="utf-8"))
+                record = _read_trainer(path)
                 record.pop(_IS_BEST, None)  # of that checkpoint, not of what follows it
                 return TrainerState(**record)
             except (OSError, ValueError, TypeError) as error:
@@ -158,6 +165,18 @@ class CheckpointStore:
                 f"Checkpoint {str(path)!r} does not fit this run ({_last_line(error)}): resume with the config it was "
                 f"made with, or start a new run with draft.init={path / 'draft'}."
             ) from error
+
+    def _is_there(self, final: Path, contents: Contents) -> bool:
+        """Whether this step was saved before; that it is the best may have turned out only afterwards."""
+        if not _is_complete(final):
+            return False
+        stored = _read_trainer(final)
+        if stored.get("pending") and not contents.state.pending:
+            is_best = contents.is_best or stored[_IS_BEST]
+            measured = {"pending": [], "best_loss": contents.state.best_loss, _IS_BEST: is_best}
+            write_atomically(final / _MEASURED_FILE, json.dumps(measured))
+            self._mark_best()
+        return True
 
     def _begin(self, staging: Path, contents: Contents) -> None:
         shutil.rmtree(staging, ignore_errors=True)
@@ -246,13 +265,19 @@ def _is_complete(path: Path) -> bool:
     return (path / _TRAINER_FILE).is_file()
 
 
+def _read_trainer(path: Path) -> dict:
+    """The trainer's file of a checkpoint, with what was measured after it had been written."""
+    record, later = json.loads((path / _TRAINER_FILE).read_text(encoding="utf-8")), path / _MEASURED_FILE
+    return record | json.loads(later.read_text(encoding="utf-8")) if later.is_file() else record
+
+
 def _best_loss_in(path: Path, marked: bool) -> float | None:
     """Validation loss of a checkpoint that was the best when it was saved, else None.
 
     Checkpoints of older versions do not say what they are: for them best.json counts (`marked`).
     """
     try:
-        record = json.loads((path / _TRAINER_FILE).read_text(encoding="utf-8"))
+        record = _read_trainer(path)
         return record["best_loss"] if record.get(_IS_BEST, marked) else None
     except (OSError, ValueError, KeyError, AttributeError) as error:
         _LOG.warning("%s of checkpoint %s cannot be read, so it is not the best: %s", _TRAINER_FILE, path, error)

@@ -7,8 +7,9 @@ from array import array
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from dflash.config import TrainConfig
+from dflash.config import DataConfig, TrainConfig
 from dflash.data.load import load_conversations
+from dflash.data.rendered_file import read_rendered, write_rendered
 from dflash.data.rows import Row, build_rows
 from dflash.data.template import Rendered
 from dflash.errors import UserError
@@ -18,6 +19,7 @@ from dflash.training.run_folder import RunFolder
 from dflash.training.world import World
 
 _LOG = logging.getLogger(__name__)
+_RENDERED_FILE = ".rendered.npz"  # between the ranks, while a run begins
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,7 @@ def load_run_data(config: TrainConfig, target: TargetModel, run: RunFolder, worl
             not among them.
     """
     data = training_data(config, target.tokenizer, run, world)
-    loaded = world.main_first(lambda: load_conversations(data, target.tokenizer, progress=world.is_main))
-    rendered = loaded.rendered
-    if loaded.rejects and world.is_main:
-        reasons = "; ".join(f"{count} x {reason}" for reason, count in loaded.reasons)
-        _LOG.info("%d conversations are left out: %s.", len(loaded.rejects), reasons)
+    rendered = _rendered_once(data, target.tokenizer, run, world)
     texts = [_text(item) for item in rendered]
     distinct = {text: item.id for text, item in zip(reversed(texts), reversed(rendered), strict=True)}
     size, sources = config.data.validation_size, ", ".join(config.data.train)
@@ -62,6 +60,41 @@ def load_run_data(config: TrainConfig, target: TargetModel, run: RunFolder, worl
     if twins and world.is_main:
         _LOG.info("%d conversations are not trained on: they read like held-out ones.", twins)
     return RunData(_rows(training, config), _rows(held_out, config), held_out)
+
+
+def _rendered_once(data: DataConfig, tokenizer, run: RunFolder, world: World) -> list[Rendered]:
+    """The usable conversations: the first rank renders them, the others read its result from the run's folder.
+
+    Rendering is most of the time before a run's first step; reading takes a small part of that.
+    """
+    path = run.path / _RENDERED_FILE
+    mine: list[Rendered] = []
+
+    def render() -> None:
+        loaded = load_conversations(data, tokenizer, progress=True)
+        if loaded.rejects:
+            reasons = "; ".join(f"{count} x {reason}" for reason, count in loaded.reasons)
+            _LOG.info("%d conversations are left out: %s.", len(loaded.rejects), reasons)
+        mine.extend(loaded.rendered)
+        if world.size == 1:
+            return
+        try:
+            write_rendered(path, mine)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise UserError(f"{path} could not be written: {error.strerror or error}; free some space.") from error
+
+    world.on_main_for_long(render)
+    if world.size == 1:
+        return mine
+    try:
+        if not all(world.gather(path.is_file())):
+            raise UserError(f"Not every rank sees {str(path)!r}: put the run folder on a disk that all machines share.")
+        return mine if world.is_main else read_rendered(path)
+    finally:
+        world.barrier()
+        if world.is_main:
+            path.unlink(missing_ok=True)
 
 
 def digest(rows: Collection[Row]) -> str:

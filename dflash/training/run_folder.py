@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -137,8 +137,11 @@ class RunFolder:
         with naming(self.metrics_file), open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def cut_metrics(self, last_batch: int) -> None:
-        """Drop metric lines beyond a batch, and torn ones, before a resumed run writes them again."""
+    def cut_metrics(self, last_batch: int, again: Collection[str] = ()) -> None:
+        """Drop metric lines beyond a batch, and torn ones, before a resumed run writes them again.
+
+        `again`: kinds of records that it will write once more for that batch itself.
+        """
         if not self.metrics_file.exists():
             return
         kept = []
@@ -147,7 +150,7 @@ class RunFolder:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue  # torn by an interruption
-            if record["batch"] <= last_batch:
+            if record["batch"] < last_batch + (record.get("kind") not in again):
                 kept.append(line + "\n")
         write_atomically(self.metrics_file, "".join(kept))
 

@@ -4,9 +4,8 @@ The algorithm itself is in `step.py`; who shares what is in `parallel.py`; which
 """
 
 import math
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,12 +22,12 @@ from dflash.objectives.candidates import candidate_sampler
 from dflash.objectives.cross_entropy import BlockStatistics
 from dflash.target import TargetModel
 from dflash.training.checkpoint import CheckpointStore, Contents, TrainerState
-from dflash.training.decoded_tau import DecodedTau, prompts_for
 from dflash.training.draft_start import resumed_draft, start_draft, with_shape
 from dflash.training.ema import WeightAverage
 from dflash.training.export import DraftExport
+from dflash.training.measuring import DECODE, Measurements
 from dflash.training.optimizer import build_optimizers, scale_and_clip, set_learning_rate
-from dflash.training.order import DataOrder, Portion, row_generators, total_steps, validation_portions
+from dflash.training.order import DataOrder, Portion, row_generators, total_steps
 from dflash.training.parallel import prepare_draft, sync_gradients
 from dflash.training.reporter import Reporter
 from dflash.training.run_data import digest, load_run_data
@@ -57,7 +56,7 @@ def train(config: TrainConfig, run_dir: Path | str, *, resume: bool = False, pro
             with Reporter(run, config, world, progress) as reporter:
                 store = CheckpointStore(run.checkpoints, config.checkpoint.keep, world)
                 newest = store.newest()
-                if newest and config.run.max_steps is not None and newest[1].step >= config.run.max_steps:
+                if newest and newest[1].is_last(config.run.max_steps):
                     step, finished = newest[1].step, True
                     reporter.warn(f"Already finished at step {step}: give a larger run.max_steps to go on.")
                 else:
@@ -145,12 +144,21 @@ class Trainer:
         self.source = open_source(config, self.target, ids, rows, world=world, run_dir=run.path)
         multiple = TILE if self.device.type == "cuda" else 1
         self._preparer = MicroBatchPreparer(self.source, self.device, multiple=multiple)
-        self.decoding = self._decoding()
+        self.measurements = Measurements(
+            config,
+            self.data,
+            self.target,
+            world,
+            draft=self.draft,
+            average=self.average,
+            step=self.step,
+            prepare=self._preparer,
+            asked_to_stop=lambda: self._stop_requested,
+        )
         self.saver = BackgroundSaver()
-        self._target_in_use = threading.Lock()  # its hooks see every forward, whichever thread runs it
         self._stop_requested = False
         if world.is_main:
-            run.cut_metrics(self.state.batches)
+            run.cut_metrics(self.state.batches, self.state.pending)
 
     def fit(self) -> bool:
         """Run to the last step or to SIGTERM/SIGINT; True when finished. Both ways end with a checkpoint."""
@@ -173,10 +181,12 @@ class Trainer:
             self.saver.close()
             for number, handler in previous.items():
                 signal(number, handler)
-        return self.state.step >= self.max_steps
+        return self.state.step >= self.max_steps and not self.state.pending
 
     def _run_steps(self, micro_batches: MicroBatches) -> bool:
         """Steps until the last one; True when a stop was asked for."""
+        if self.state.pending and self._measure(self.state.pending):
+            return True
         window, skipped = SpeedWindow(micro_batches), 0
         while self.state.step < self.max_steps:
             finite, stop = self._step(micro_batches, window)
@@ -189,7 +199,7 @@ class Trainer:
                     )
             else:
                 skipped = 0
-                self._after_step()
+                stop = self._after_step() or stop
                 window.restart_clock()
             if stop:
                 return True
@@ -245,54 +255,42 @@ class Trainer:
         return looking_ahead(self.source, self.order.portions(self.state.rows), lambda portion: portion.rows)
 
     def _prepare(self, portion: Portion) -> tuple[Portion, MicroBatch]:
-        with self._target_in_use:
-            return portion, self._preparer(portion.rows)
+        return portion, self._preparer(portion.rows)
 
-    def _after_step(self) -> None:
-        """Validate, decode and save when it is time."""
-        settings, step = self.config, self.state.step
-        last = step == self.max_steps
-        improved = (last or step % settings.metrics.validate_every == 0) and self._validate()
-        if self.decoding is not None and (last or step % settings.metrics.decode_every == 0):
-            self._decode()
-        if improved or last or step % settings.checkpoint.every == 0:
+    def _after_step(self) -> bool:
+        """Validate, decode and save when it is time; True when a request to stop came in between."""
+        return self._measure(self.measurements.due(self.state.step, self.state.step == self.max_steps))
+
+    def _measure(self, kinds: list[str]) -> bool:
+        """Take these measurements, and save when it is time; True when a request to stop came in between."""
+        step, resumed, improved = self.state.step, bool(self.state.pending), False
+        for number, kind in enumerate(kinds):
+            values = self.measurements.take(kind)
+            if values is None:
+                self.reporter.note(f"Asked to stop: the {kind} of step {step} is left for when the run goes on.")
+                self.state.pending = kinds[number:]
+                if improved:
+                    self._save(True)
+                return True
+            self.reporter.metrics(self._record(kind, **values))
+            improved = self._judge(kind, values) or improved
+        self.state.pending = []
+        if improved or resumed or step == self.max_steps or step % self.config.checkpoint.every == 0:
             self._save(improved)
+        return False
 
-    @torch.no_grad()
-    def _validate(self) -> bool:
-        """Statistics on the held-out rows with fixed anchors; True when the loss is the best so far."""
-        run, world = self.config.run, self.world
-        pooled: BlockStatistics | None = None
-        portions = validation_portions(self.data.validation, run.micro_batch_size, world.rank, world.size)
-        with self.average.applied() if self.average else nullcontext():
-            for portion, counts in portions:
-                generators = row_generators(run.seed, "validation", portion.positions)
-                _, statistics = self.step(self._prepare(portion)[1], generators)
-                if not counts:
-                    statistics = BlockStatistics(*(0 * values for values in statistics.tensors()))
-                pooled = statistics if pooled is None else pooled + statistics
-        pooled, _ = pool_over_ranks(pooled, (), world)
-        summary = pooled.summary()
-        self.reporter.metrics(self._record("validation", **summary))
-        loss = summary["loss"]
-        self.reporter.show(val=f"{loss:.3f}", val_tau=f"{summary['tau_estimate']:.2f}")
-        self.reporter.note(f"Step {self.state.step}: validation loss {loss:.4f}, tau~{summary['tau_estimate']:.3f}.")
+    def _judge(self, kind: str, values: dict) -> bool:
+        """Tell what was measured; True when it is the best validation loss so far."""
+        if kind == DECODE:
+            self.reporter.note(f"Step {self.state.step}: decoded tau {values['decoded_tau']}.")
+            return False
+        loss, tau = values["loss"], values["tau_estimate"]
+        self.reporter.show(val=f"{loss:.3f}", val_tau=f"{tau:.2f}")
+        self.reporter.note(f"Step {self.state.step}: validation loss {loss:.4f}, tau~{tau:.3f}.")
         if not math.isfinite(loss) or (self.state.best_loss is not None and loss >= self.state.best_loss):
             return False
         self.state.best_loss = loss
         return True
-
-    def _decode(self) -> None:
-        """Decoded tau on rank 0; the others wait for it at the end."""
-        export = DraftExport.of(self.draft, self.average, self.world)
-
-        def measure() -> dict:
-            with self._target_in_use:
-                return self.decoding.measure(export.build(), hurry=lambda: self._stop_requested)
-
-        measured = self.world.on_main(measure)
-        self.reporter.metrics(self._record("decode", **measured))
-        self.reporter.note(f"Step {self.state.step}: decoded tau {measured['decoded_tau']}.")
 
     def _report_step(
         self,
@@ -378,12 +376,6 @@ class Trainer:
             revision=config.target.revision,
             layers=whole,
         )
-
-    def _decoding(self) -> DecodedTau | None:
-        metrics = self.config.metrics
-        if metrics.decode_every is None:
-            return None
-        return DecodedTau(metrics, self.target, prompts_for(metrics, self.target, self.data.held_out))
 
     def _request_stop(self, _signal, _frame) -> None:
         self._stop_requested = True

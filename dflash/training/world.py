@@ -5,7 +5,10 @@ there is one process, no process group, and every method here is free.
 """
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +22,7 @@ from dflash.errors import UserError
 
 T = TypeVar("T")
 
+_PULSE_SECONDS = 5.0  # between signs of life of a rank that works for long
 _SHORTEST_TIMEOUT = timedelta(minutes=30)  # the first rank may be downloading a target while the others wait
 
 
@@ -55,6 +59,23 @@ class World:
             raise outcome[1]
         return outcome[0]
 
+    def on_main_for_long(self, work: Callable[[], T]) -> T:
+        """`on_main` for work of any length, while ranks wait for one another for half an hour only.
+
+        It is done in a thread that ends with the process, so that SIGTERM need not wait for it.
+        """
+        if self.size == 1:
+            return work()
+        result: Future[T] = Future()
+        if self.is_main:
+            threading.Thread(target=_settle, args=(result, work), name="long-work", daemon=True).start()
+        while True:
+            deadline = time.monotonic() + _PULSE_SECONDS
+            while self.is_main and not result.done() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if self.gather(result.done())[0]:
+                return self.on_main(result.result)
+
     def main_first(self, work: Callable[[], T]) -> T:
         """Every rank does it, the first one of each machine before the others, which then find its downloads.
 
@@ -83,6 +104,14 @@ class World:
         dist.all_gather_object(items, item, group=group or self.control)
         return items
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank; every rank asks."""
+        if self.size == 1:
+            return flag
+        told = torch.tensor(int(flag))
+        dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(told)
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over ranks, in place."""
         if self.size > 1:
@@ -92,6 +121,13 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self.control)
+
+
+def _settle(result: "Future[T]", work: Callable[[], T]) -> None:
+    try:
+        result.set_result(work())
+    except BaseException as error:  # raised where the result is asked for
+        result.set_exception(error)
 
 
 @contextmanager
