@@ -34,7 +34,7 @@ def online_target_complaints(
         yield Complaint(
             ("online.store_gib", "online.in_flight", "online.num_servers"),
             f"online.store_gib = {online.store_gib:g} on {online.num_servers} server(s) is less than the "
-            f"{need / 2**30:.3g} GiB that {deployment.ranks} rank(s) with online.in_flight = {online.in_flight} "
+            f"{need / 2**30:.4g} GiB that {deployment.ranks} rank(s) with online.in_flight = {online.in_flight} "
             f"documents of data.max_length = {config.data.max_length} tokens may have there at a time: set it to "
             f"{each * 1.005:.3g} or more, or lower online.in_flight.",
         )
@@ -120,6 +120,6 @@ def _memory(config: TrainConfig, deployment: Deployment) -> Iterator[Complaint]:
     if deployment.store_bytes > free:
         yield Complaint(
             ("online.store_gib", "online.in_flight", "online.num_servers"),
-            f"The servers would lend {deployment.store_bytes / 2**30:.3g} GiB to the store, but {free / 2**30:.3g} GiB "
+            f"The servers would lend {deployment.store_bytes / 2**30:.4g} GiB to the store, but {free / 2**30:.4g} GiB "
             "of memory are free here: lower online.in_flight or online.store_gib.",
         )
