@@ -1,4 +1,4 @@
-"""Make a result of `dflash evaluate --json` fit to be committed: `python notebooks/trim_report.py IN OUT --command ...`.
+"""Make a result of `dflash evaluate --json` fit to be committed: `python notebooks/trim_report.py IN OUT --command C`.
 
 Answers may repeat their prompts, which are other people's, so all text goes except the single tokens at which blocks
 died. Counts, positions and entropies stay as they are.

@@ -13,8 +13,8 @@ from ablation.statistics import slot_accuracy, tau, tau_difference, verdict
 from trim_report import trimmed
 
 from dflash.errors import UserError
-from dflash.evaluation.held_out import ConversationScore
 from dflash.evaluation.report_file import parse_report
+from dflash.evaluation.score import ConversationScore
 
 GAMMA = ablation("03")
 
@@ -96,7 +96,7 @@ def test_the_conclusion_says_what_the_verdicts_say():
 
 
 def test_a_missing_run_is_named():
-    with pytest.raises(UserError, match="no run of 7 judged with block size 4"):
+    with pytest.raises(UserError, match="No run of 7 was judged with block size 4"):
         tau(BASE, 7, 4)
 
 

@@ -4,13 +4,14 @@ Validation while training pools everything and draws as many anchors as training
 trained differently they must be judged on the same anchors, and an interval needs the conversations apart.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from dflash.config import TrainConfig, load_config
 from dflash.errors import UserError
+from dflash.evaluation.score import ConversationScore
 from dflash.features.micro_batch import MicroBatchPreparer
 from dflash.features.source import open_source
 from dflash.model.draft import DFlashDraft
@@ -20,16 +21,6 @@ from dflash.training.run_data import load_run_data
 from dflash.training.run_folder import RunFolder
 from dflash.training.step import DraftStep
 from dflash.training.world import World
-
-
-@dataclass(frozen=True)
-class ConversationScore:
-    """Counts of one held-out conversation for the slots 1..K-1 of its blocks; they pool by adding."""
-
-    id: str
-    count: tuple[int, ...]  # supervised slots
-    correct: tuple[int, ...]  # those whose most likely token is the text's
-    reached: tuple[int, ...]  # those that are correct together with every slot before them
 
 
 @torch.no_grad()

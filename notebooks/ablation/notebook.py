@@ -11,7 +11,6 @@ from IPython.display import Markdown, display
 from ablation.conclusion import conclusion
 from ablation.results import RunResult, read_results
 from ablation.settings import Ablation
-from ablation.small import small_results
 from ablation.statistics import Estimate, slot_accuracy, tau, tau_difference, values_of, verdict
 from dflash.errors import UserError
 from workbench.figures.ablation import Measured
@@ -28,6 +27,8 @@ def results_of(ablation: Ablation, setting: str) -> list[RunResult]:
     if setting == "recorded":
         return read_results(RESULTS / f"{ablation.name}.jsonl")
     if setting == "small":
+        from ablation.small import small_results  # loads torch, which recorded results do without
+
         return small_results(ablation)
     raise UserError(f"SETTING = {setting!r} is unknown: choose 'recorded' or 'small'.")
 

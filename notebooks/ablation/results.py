@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dflash.errors import UserError
-from dflash.evaluation.held_out import ConversationScore
+from dflash.evaluation.score import ConversationScore
 from dflash.files import naming
 
 

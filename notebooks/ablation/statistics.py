@@ -12,7 +12,7 @@ import numpy as np
 
 from ablation.results import RunResult
 from dflash.errors import UserError
-from dflash.evaluation.held_out import ConversationScore
+from dflash.evaluation.score import ConversationScore
 
 _DRAWS = 4000
 _SEED = 0
@@ -98,7 +98,7 @@ def verdict(difference: Estimate) -> str:
 def _by_seed(results: Iterable[RunResult], value: float, used: int) -> dict[int, tuple[ConversationScore, ...]]:
     found = {r.seed: r.held_out[used] for r in results if r.value == value and used in r.held_out}
     if not found:
-        raise UserError(f"There is no run of {value:g} judged with block size {used}: make it with notebooks/ablate.py.")
+        raise UserError(f"No run of {value:g} was judged with block size {used}: make it with notebooks/ablate.py.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What one setting does: a measure per value with its interval and its single runs, and two settings against another."""
+"""What a setting does: a measure per value with its interval and its single runs, and the same for two settings."""
 
 import html
 from collections.abc import Sequence
