@@ -106,6 +106,7 @@ def prompts(server: FakeServer) -> list[str]:
         ("uasua", [[0], [2, 3]], [0, 1, 2, 3]),
         ("uas", [[0]], [0]),
         ("aua", [[1]], [0, 1]),
+        ("suuu", [[0, 1], [2], [3]], [0, 1, 2, 3]),  # prompts, which nobody has answered yet
     ],
 )
 def test_an_answer_is_due_behind_every_question(roles, everything, last):
@@ -147,6 +148,20 @@ def test_the_last_answer_alone_is_given_behind_those_that_were_given(launch, mak
     assert "an old answer<|im_end|>\n<|im_start|>user\nquestion 0.1" in asked
     (found,) = records(tmp_path / "out.jsonl")
     assert found["messages"][1]["content"] == "an old answer" and found["messages"][3]["content"].startswith("answer ")
+
+
+def test_prompt_files_are_answered_turn_by_turn_beside_conversations(launch, make, tmp_path):
+    prompts_file, talk_file = tmp_path / "ask.jsonl", talk(tmp_path / "talk.jsonl", 2)
+    prompts_file.write_text('{"turns": ["One?", "Two?"], "category": "math"}\n{"id": "mine", "turns": ["Three?"]}\n')
+    (server,) = launch(answer)
+    order = Order(DataConfig(train=[talk_file, str(prompts_file)]), "m", None, AnswerSettings(max_new_tokens=9))
+    regenerate(order, tmp_path / "out.jsonl", [server.address], TOKENIZER, AskSettings(), progress=False)
+    found = records(tmp_path / "out.jsonl")
+    assert [record["id"] for record in found] == ["ask-1", "mine", "c0", "c1"]
+    assert [m["role"] for m in found[0]["messages"]] == ["user", "assistant"] * 2 and found[0]["category"] == "math"
+    prompts_file.write_text('{"id": "c1", "turns": ["One?"]}\n')
+    with pytest.raises(UserError, match="Two conversations have the id 'c1'"):
+        regenerate(order, tmp_path / "new.jsonl", [server.address], TOKENIZER, AskSettings(), progress=False)
 
 
 def test_greedy_answers_have_no_seed_and_others_one_of_their_own_that_stays(launch, make, tmp_path):

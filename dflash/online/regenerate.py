@@ -25,9 +25,10 @@ from typing import Any
 from tqdm import tqdm
 
 from dflash.config import DataConfig
-from dflash.data.conversations import Conversation
+from dflash.data.conversations import Conversation, read_prompts
+from dflash.data.kinds import kind_of
 from dflash.data.load import Reject, read_sources
-from dflash.data.sources import count_conversations
+from dflash.data.sources import count_conversations, is_jsonl
 from dflash.errors import UserError
 from dflash.online.answer_file import AnswerJournal, read_provenance
 from dflash.online.answering import Answerer, AnswerSettings, AskSettings
@@ -145,9 +146,35 @@ def _todo(
     order: Order, journal: AnswerJournal, ids: list[str], unreadable: list[Reject]
 ) -> Iterator[Conversation]:
     """The conversations without an outcome; notes the ids of all, in order, and what cannot be read."""
-    for conversation in read_sources(order.data, unreadable):
+    for conversation in _conversations(order.data, unreadable):
         ids.append(conversation.id)
         if conversation.id not in journal:
+            yield conversation
+
+
+def _conversations(data: DataConfig, unreadable: list[Reject]) -> Iterator[Conversation]:
+    """Those of prompt files, their turns unanswered, then those of all other sources.
+
+    Raises:
+        UserError: a source cannot be read, or two of them share an id.
+    """
+    is_prompts = {source: is_jsonl(source) and kind_of(Path(source).expanduser()) == "prompts" for source in data.train}
+    taken: set[str] = set()
+
+    def claim(id_: str) -> str:
+        if id_ in taken:
+            raise UserError(f"Two conversations have the id {id_!r}: give every prompt an `id` of its own.")
+        taken.add(id_)
+        return id_
+
+    for source in (source for source in data.train if is_prompts[source]):
+        for prompt in read_prompts(Path(source).expanduser(), data.limit, id_prefix=f"{Path(source).stem}-"):
+            messages = [{"role": "user", "content": turn} for turn in prompt.turns]
+            yield Conversation(claim(prompt.id), messages, prompt.category)
+    others = [source for source in data.train if not is_prompts[source]]
+    if others:
+        for conversation in read_sources(data.model_copy(update={"train": others}), unreadable):
+            claim(conversation.id)
             yield conversation
 
 

@@ -34,4 +34,6 @@ def questions(conversation: Conversation, *, last_only: bool) -> list[list[Messa
 def _asked(messages: list[Message], place: int) -> bool:
     """Whether an answer is due before message number `place`: somebody spoke, and the next one is an answer or none."""
     due = place == len(messages) or messages[place]["role"] == "assistant"
+    if not any(message["role"] == "assistant" for message in messages):
+        due = due or messages[place]["role"] == "user"
     return due and messages[place - 1]["role"] not in ("assistant", "system")

@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from launched import Launched, online_tree
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from dflash.cli.main import main
 from dflash.data.conversations import read_conversations
+from dflash.data.rows import build_rows
 from dflash.data.template import render
 from dflash.online.capture_settings import CaptureSettings
 from dflash.online.fetcher import FetchSettings, Layout
@@ -16,7 +19,6 @@ from dflash.online.server import ServerProcess
 from dflash.online.server_settings import ServerSettings
 from dflash.online.source import OnlineFeatures
 from dflash.online.store import MooncakeStore, StoreSettings, key_prefix, usage
-from dflash.data.rows import build_rows
 from dflash.target import TargetModel
 
 LAYERS = (0, 2, 4)
@@ -30,10 +32,23 @@ def master(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(environment, master, tiny_target_folder, tmp_path_factory):
+def speaking_target(tiny_target_folder, tmp_path_factory) -> str:
+    """The tiny target without the tokens that its tokenizer has no text for: a zero never is the greatest logit."""
+    folder = tmp_path_factory.mktemp("speaking-target")
+    model = LlamaForCausalLM.from_pretrained(tiny_target_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_target_folder)
+    with torch.no_grad():
+        model.lm_head.weight[len(tokenizer) :] = 0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def server(environment, master, speaking_target, tmp_path_factory):
     """In float32, in which a greedy choice of this random target is no tie."""
     settings = ServerSettings(
-        tiny_target_folder, LAYERS, free_port(), dtype="float32", context_length=256, chunked_prefill=64
+        speaking_target, LAYERS, free_port(), dtype="float32", context_length=256, chunked_prefill=64
     )
     capture = CaptureSettings(master.address, segment_bytes=16 << 20)
     log = tmp_path_factory.mktemp("server") / "server.log"
@@ -70,14 +85,14 @@ def greedy(target: TargetModel, messages: list[dict], count: int) -> str:
 
 
 def test_answers_are_the_targets_own_greedy_ones_and_their_features_come_from_the_same_server(
-    server, master, data, tmp_path, tiny_target_folder, capsys
+    server, master, data, tmp_path, speaking_target, capsys
 ):
     out = tmp_path / "out.jsonl"
     command = ["regenerate", str(data), "--server", server.url, "--out", str(out), "--max-new-tokens", "24"]
     assert main([*command, "--in-flight", "3"]) == 0
     said = capsys.readouterr().out
     assert "5 conversations" in said and "1 left out: a prompt that leaves no room for an answer in 250 tokens" in said
-    target = TargetModel.load(tiny_target_folder, dtype="float32")
+    target = TargetModel.load(speaking_target, dtype="float32")
     conversations = read_conversations(out)
     assert [conversation.id for conversation in conversations] == [f"c{n}" for n in range(5)]
     for conversation in conversations:
@@ -85,7 +100,7 @@ def test_answers_are_the_targets_own_greedy_ones_and_their_features_come_from_th
             if message["role"] == "assistant":
                 assert message["content"] == greedy(target, conversation.messages[:place], 24)
     provenance = json.loads((tmp_path / "out.jsonl.provenance.json").read_text())
-    assert provenance["sglang"] == "0.5.23" and provenance["settings"]["model"] in tiny_target_folder
+    assert provenance["sglang"] == "0.5.23" and provenance["settings"]["model"] in speaking_target
 
     rendered = [render(conversation, target.tokenizer, 256) for conversation in conversations]
     rows = build_rows(rendered, max_length=256, packing=False)
@@ -98,3 +113,22 @@ def test_answers_are_the_targets_own_greedy_ones_and_their_features_come_from_th
         source.close()
     assert features.shape == (5, max(map(len, rows)), 96) and all(row.supervised > 10 for row in rows)
     assert usage(master.metrics).objects == 0  # answering puts nothing into the store
+
+
+def test_a_launched_run_has_its_prompts_answered_and_trains_on_the_answers(
+    environment, speaking_target, tmp_path
+):
+    tree = online_tree(speaking_target, tmp_path, servers=1, ranks=2, steps=3, regenerate=True, regenerate_tokens=12)
+    tree["checkpoint"] = {"every": 3}
+    run = Launched(tree, tmp_path)
+    try:
+        assert run.wait(1500) == 0, run.said
+    finally:
+        run.end()
+    assert run.status()["state"] == "finished" and run.step() == 3
+    answered = read_conversations(run.run / "regenerated.jsonl")
+    assert [conversation.id for conversation in answered] == [f"c{n}" for n in range(40)]
+    assert not any("one two three four" in conversation.messages[-1]["content"] for conversation in answered)
+    provenance = json.loads((run.run / "regenerated.jsonl.provenance.json").read_text())
+    assert provenance["settings"]["max_new_tokens"] == 12 and provenance["tokens"] <= 40 * 12
+    assert "The store holds 0 object(s) at the end" in run.said
