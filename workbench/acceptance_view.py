@@ -54,7 +54,7 @@ def survival(result: Evaluation, gamma: float) -> Figure:
         )
     ]
     columns = ["slot", "this and all before", "95 %", "steps", "given all before", "95 %", "steps", "weight"]
-    figure = survival_by_slot(counts, weights, "How far do blocks get, and what does training weigh?")
+    figure = survival_by_slot(counts, weights, "How far do blocks get?")
     return figure, table_behind("Table", columns, rows)
 
 
@@ -132,9 +132,14 @@ def _answer(counts: AcceptanceCounts) -> str:
     last = len(counts.histogram) - 1
     guesses = "guess" if last == 1 else f"{last} guesses"
     return (
-        f"<strong>{100 * first:.0f} %</strong> of blocks die at their first guess; "
-        f"<strong>{100 * whole:.0f} %</strong> keep all {guesses}."
+        f"<strong>{_percent(first)} %</strong> of blocks die at their first guess; "
+        f"<strong>{_percent(whole)} %</strong> keep all {guesses}."
     )
+
+
+def _percent(share: float) -> str:
+    """Whole percents, and one decimal where they would round something to nothing."""
+    return f"{100 * share:.1f}" if 0 < share < 0.01 else f"{100 * share:.0f}"
 
 
 def _strip(counts: AcceptanceCounts) -> str:

@@ -29,8 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Decode every prompt by the target alone and by draft and target together, pair after pair "
         "on the same engine, and pool: tau (emitted tokens per target forward, a last block counted as the stop "
         "token or the limit cut it; tau_uncut beside it in OUT counts every block in full), speed-up (median over "
-        "the prompts' pairs), how many outputs were identical, acceptance per position. Exits with 1 when an output was not "
-        "identical.",
+        "the prompts' pairs), how many outputs were identical, acceptance per position. Exits with 1 when an output "
+        "was not identical.",
     )
     parser.add_argument(
         "--prompts",

@@ -1,6 +1,7 @@
 """Where and on what a draft does well: tau by group, by place and by prompt, and acceptance by the target's doubt."""
 
 import html
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
@@ -10,6 +11,7 @@ from dflash.evaluation.breakdown import Estimate
 from workbench.figures.acceptance import percent_interval
 from workbench.figures.palette import DRAFT, IDLE, TARGET, lay_out
 
+_BIN = 0.25  # tokens per forward
 _HOVER = "%{customdata[0]}<extra></extra>"
 
 
@@ -107,19 +109,21 @@ def acceptance_by_entropy(proportions: Sequence[Proportion], edges: Sequence[flo
 
 def tau_distribution(taus: Sequence[float]) -> go.Figure:
     """How many answers reach which tau, in bins of a quarter token."""
-    width = 0.25
+    counts = Counter(int((tau - 1) / _BIN) for tau in taus)
+    bins = range(max(counts, default=0) + 1)
     figure = go.Figure(
-        go.Histogram(
-            x=list(taus),
-            xbins={"start": 1, "size": width, "end": max([2.0, *taus]) + width},
+        go.Bar(
+            x=[1 + _BIN * (number + 0.5) for number in bins],
+            y=[counts[number] for number in bins],
+            width=0.94 * _BIN,
             marker_color=DRAFT,
-            hovertemplate="%{y} answers with tau %{x}<extra></extra>",
+            customdata=[f"{1 + _BIN * number:.2f} to {1 + _BIN * (number + 1):.2f}" for number in bins],
+            hovertemplate="%{y} answers with tau %{customdata}<extra></extra>",
         )
     )
-    figure.update_xaxes(rangemode="normal", dtick=0.5)
-    figure.update_yaxes(rangemode="tozero", tickformat="d", nticks=5)
-    lay_out(figure, "How different are single prompts?", x="tau of one answer, tokens per forward", y="answers")
-    return figure.update_layout(bargap=0.06)
+    figure.update_xaxes(dtick=0.5, tick0=1)
+    figure.update_yaxes(rangemode="tozero", dtick=max(1, round(max(counts.values(), default=1) / 5)))
+    return lay_out(figure, "How different are single prompts?", x="tau of one answer, tokens per forward", y="answers")
 
 
 def tau_over_results(estimates: Mapping[str, Estimate]) -> go.Figure:

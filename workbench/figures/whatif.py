@@ -118,7 +118,7 @@ def speed_by_block_size(rows: Sequence[SizeRow]) -> go.Figure:
     figure.update_yaxes(rangemode="tozero", ticksuffix="×")
     lay_out(
         figure,
-        "Which block size is fastest on this machine?",
+        "Which block size is fastest?",
         x="block size, tokens per forward",
         y="speed-up",
         height=340,
@@ -129,24 +129,22 @@ def speed_by_block_size(rows: Sequence[SizeRow]) -> go.Figure:
 def step_costs(rows: Sequence[SizeRow]) -> go.Figure:
     """Milliseconds of a step's parts at every block size, with one token of the target alone as a line."""
     figure = go.Figure()
-    for name, part, colour in (("verify", "verify", TARGET), ("draft", "draft", DRAFT), ("overhead", "overhead", IDLE)):
+    for part, colour in (("verify", TARGET), ("draft", DRAFT), ("overhead", IDLE)):
         figure.add_bar(
             x=[row.block_size for row in rows],
             y=[getattr(row.cost, part) for row in rows],
-            name=name,
+            name=part,
             marker_color=colour,
-            hovertemplate=f"block size %{{x}}: {name} %{{y:.1f}} ms<extra></extra>",
+            hovertemplate=f"block size %{{x}}: {part} %{{y:.1f}} ms<extra></extra>",
         )
-    alone = rows[0].cost.target
-    figure.add_hline(y=alone, line={"color": IDLE, "width": 1.5, "dash": "dash"})
-    figure.add_annotation(
-        x=1,
-        xref="paper",
-        xanchor="right",
-        y=alone,
-        yanchor="bottom",
-        showarrow=False,
-        text=f"one token alone: {alone:.1f} ms",
+    alone, sizes = rows[0].cost.target, [row.block_size for row in rows]
+    figure.add_scatter(
+        x=[sizes[0] - 0.5, sizes[-1] + 0.5],
+        y=[alone, alone],
+        name=f"one token of the target alone, {alone:.1f} ms",
+        mode="lines",
+        line={"color": IDLE, "width": 2, "dash": "dash"},
+        hoverinfo="skip",
     )
     figure.update_xaxes(dtick=1 if len(rows) < 20 else 4)
     figure.update_yaxes(rangemode="tozero")
