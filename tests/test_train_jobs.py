@@ -92,6 +92,14 @@ def test_missing_data_is_made_first_and_the_run_waits_behind_it(desk):
     jobs = desk.begin_with_data(prepared)
     assert [(job.name, job.kind) for job in jobs] == [("data-quick", "data"), ("mine", "train")]
     assert [row(desk, job.name)["place"] for job in jobs] == [1, 2]
+    # While it is being made, more runs can wait for it, but none can start.
+    again = prepare(RunRequest(QUICK, name="again"), desk.runs)
+    assert desk.data_follows(again) and not desk.data_follows(prepare(RunRequest("smollm2-135m-cpu"), desk.runs))
+    assert desk.begin(again, queued=True).state == "queued"
+    with pytest.raises(UserError, match="does not exist"):
+        desk.begin(prepare(RunRequest(QUICK, name="now"), desk.runs), queued=False)
+    with pytest.raises(UserError, match="queued already"):
+        desk.begin_with_data(again)
 
 
 def test_data_is_not_made_for_a_run_that_lacks_something_else(desk):

@@ -9,8 +9,13 @@ from workbench.run_request import Prepared
 from workbench.train_jobs import missing_files, synthesis_in_words
 
 
-def launch_view(prepared: Prepared, origins: list[dict[str, Any]], about: str, busy: bool) -> dict[str, Any]:
-    """The panel that starts it. `busy`: whether other jobs run, so that waiting for them is the better choice."""
+def launch_view(
+    prepared: Prepared, origins: list[dict[str, Any]], about: str, *, busy: bool, data_follows: bool
+) -> dict[str, Any]:
+    """The panel that starts it. `busy`: whether other jobs run, so that waiting for them is the better choice.
+
+    `data_follows`: whether all that is missing is data that other jobs are making.
+    """
     plan = prepared.plan
     files = missing_files(prepared)
     gpus = gpu_count()
@@ -25,14 +30,15 @@ def launch_view(prepared: Prepared, origins: list[dict[str, Any]], about: str, b
         "ranks_name": "GPUs" if gpus else "Processes",
         "ranks_about": f"Processes that train, one on each GPU; this machine has {gpus or 'no GPU'}.",
         "ranks_fixed": "The settings of the online section say how many train." if prepared.launches_itself else "",
-        "verdict": verdict(prepared, busy),
+        "verdict": "Its data is being made: Queue waits for it." if data_follows else verdict(prepared, busy),
         "ready": not (plan.faults or plan.lacking),
+        "can_queue": data_follows or not (plan.faults or plan.lacking),
         "busy": busy,
         "trouble": [
             {"sentence": complaint.sentence, "setting": first_setting(complaint)}
-            for complaint in (*plan.faults, *plan.lacking)
+            for complaint in (() if data_follows else (*plan.faults, *plan.lacking))
         ],
-        "make": [synthesis_in_words(prepared, file) for file in files],
+        "make": [] if data_follows else [synthesis_in_words(prepared, file) for file in files],
         "command": prepared.shown_command,
         "yaml": prepared.frozen,
         "can_make": bool(files) and not plan.faults and len(plan.lacking) == 1,

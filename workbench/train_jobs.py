@@ -1,5 +1,6 @@
 """Trainings as jobs: begin one from a prepared request, queue it, stop it, go on with it, and tell how all of them do."""
 
+import re
 import shlex
 import sys
 import time
@@ -31,12 +32,12 @@ class TrainJobs:
     def begin(self, prepared: Prepared, *, queued: bool, data_follows: bool = False) -> Job:
         """Start or queue exactly what was previewed.
 
-        `data_follows`: a job that makes the missing data runs or waits already.
+        `data_follows`: the missing data is being made by jobs before it; see the method of that name.
 
         Raises:
             UserError: its config or this machine does not allow it, or its name is taken.
         """
-        prepared.plan.refuse(also_lacking=not data_follows)
+        prepared.plan.refuse(also_lacking=not (data_follows or (queued and self.data_follows(prepared))))
         begin = self.jobs.enqueue if queued else self.jobs.start
         return begin(
             prepared.command,
@@ -56,14 +57,22 @@ class TrainJobs:
         if not files:
             raise UserError(f"No data is missing for {prepared.name!r}: start it.")
         prepared.plan.refuse(also_lacking=False)
-        others = [c.sentence for c in prepared.plan.lacking if c.fields[0] != "data.train"]
-        if others:
+        if others := [c.sentence for c in prepared.plan.lacking if c.fields[0] != "data.train"]:
             raise UserError(" ".join(others))
         begun = [
-            self.jobs.enqueue(synthesis(prepared, file, sys.executable), kind=DATA, name=f"data-{Path(file).stem}"[:100])
+            self.jobs.enqueue(synthesis(prepared, file, sys.executable), kind=DATA, name=data_job_name(file))
             for file in files
         ]
         return [*begun, self.begin(prepared, queued=True, data_follows=True)]
+
+    def data_follows(self, prepared: Prepared) -> bool:
+        """Whether all that a run lacks is data which jobs that run or wait are making: it can be queued behind them."""
+        files, lacking = missing_files(prepared), prepared.plan.lacking
+        missing = [source for source in prepared.plan.config.data.train if not Path(source).exists()]
+        if not files or files != missing or any(c.fields[0] != "data.train" for c in lacking):
+            return False
+        makers = [self.jobs.find(data_job_name(file)) for file in files]
+        return all(job is not None and job.active for job in makers)
 
     def stop(self, name: str, grace: float = GRACE) -> Job:
         """Save a checkpoint and exit; killed after `grace` seconds.
@@ -90,15 +99,17 @@ class TrainJobs:
         return self.jobs.start(command, kind=TRAIN, name=name, resume_command=command)
 
     def rows(self) -> list[dict[str, Any]]:
-        """What the page and the API show: queued, running, then the latest that are over. Starts the queue if it stands."""
+        """What the page and the API show: running, queued, then the latest that are over. Starts the queue if it stands."""
         jobs = self.jobs.list()
         states = {job.state for job in jobs}
         if "queued" in states and "running" not in states:  # the keeper that should have gone on was killed
             self.jobs.advance()
             jobs = self.jobs.list()
-        shown = [job for job in jobs if job.active] + [job for job in jobs if not job.active][:_SHOWN]
-        queued = [job.name for job in jobs if job.state == "queued"]
-        rows = [self._row(job, queued) for job in shown]
+        running = [job for job in jobs if job.state == "running"]
+        queued = [job for job in jobs if job.state == "queued"]
+        over = [job for job in jobs if not job.active][:_SHOWN]
+        turns = [job.name for job in queued]
+        rows = [self._row(job, turns) for job in (*running, *queued, *over)]
         known = {job.name for job in jobs if job.active}
         return [self._foreign_row(name) for name in self._running_elsewhere(known)] + rows
 
@@ -201,6 +212,12 @@ def missing_files(prepared: Prepared) -> list[str]:
         return []
     missing = [source for source in prepared.plan.config.data.train if not Path(source).exists()]
     return [source for source in missing if is_jsonl(source)]
+
+
+def data_job_name(file: str) -> str:
+    """Of the job that makes this file: one file has one maker at a time."""
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem)
+    return f"data-{stem}"[:100]
 
 
 def synthesis_in_words(prepared: Prepared, file: str) -> str:

@@ -110,7 +110,7 @@ def tab(visit_at, bench):
 
     def start(path: str, **window):
         page = visit_at(bench.address, path, **window).page
-        page.set_default_timeout(90_000)
+        page.set_default_timeout(240_000)  # a run begins with loading torch, on a machine that does other things
         page.wait_for_selector(".df-field")
         page.wait_for_timeout(1_000)  # the page asks its first questions
         return page
@@ -133,7 +133,7 @@ def number(page, label: str) -> str:
     return page.inner_text(f".df-numbers div:has(dt:text-is('{label}')) dd")
 
 
-def until(condition, seconds: float = 120.0) -> None:
+def until(condition, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -88,7 +88,8 @@ def views(desk: TrainJobs, request: RunRequest, serial: int | None = None) -> li
     """
     prepared = prepare(request, desk.runs)
     busy = any(job.state == "running" for job in desk.jobs.list())
-    launch = launch_view(prepared, origins(desk.runs.names()), about_origin(prepared), busy)
+    choices, about = origins(desk.runs.names()), about_origin(prepared)
+    launch = launch_view(prepared, choices, about, busy=busy, data_follows=desk.data_follows(prepared))
     if serial is not None:
         launch["request"]["serial"] = serial
     return [packed(launch), packed(form_view(prepared)), packed(plan_view(prepared)), *figure_values(prepared)]

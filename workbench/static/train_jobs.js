@@ -2,6 +2,7 @@
 const { make, number } = window.dflash;
 const find = (selector) => element.querySelector(selector);
 const rows = new Map();
+let situation = null; // what a plan hangs on: whether something runs, and data that is being made
 const WORDS = {
   queued: "queued", starting: "starting", running: "running", stopping: "stopping", done: "finished", failed: "failed",
   stopped: "stopped", lost: "lost",
@@ -84,6 +85,9 @@ function draw() {
   const { jobs, now } = JSON.parse(props.value);
   const active = jobs.filter((job) => ["starting", "running", "stopping"].includes(job.state)).length;
   const waiting = jobs.filter((job) => job.state === "queued").length;
+  const now_so = String(active > 0) + jobs.filter((job) => job.kind === "data").map((job) => job.name + job.state).sort();
+  if (situation !== null && situation !== now_so) window.dispatchEvent(new CustomEvent("dflash:ask-again"));
+  situation = now_so;
   const list = find(".df-job-list");
   const boxes = jobs.map((job) => update(job, now));
   // Moving a node would take the focus from the button in it.

@@ -102,8 +102,9 @@ function draw() {
   find(".df-ranks-name").textContent = view.ranks_name;
   find(".df-about").textContent = view.about;
   find(".df-verdict").textContent = view.verdict;
-  find(".df-verdict").dataset.ready = view.ready;
-  find(".df-start").disabled = find(".df-queue").disabled = !view.ready;
+  find(".df-verdict").dataset.ready = view.can_queue;
+  find(".df-start").disabled = !view.ready;
+  find(".df-queue").disabled = !view.can_queue;
   find(".df-make-data").disabled = !view.can_make;
   find(".df-queue").classList.toggle("df-primary", view.busy);
   find(".df-start").classList.toggle("df-primary", !view.busy);
