@@ -4,6 +4,8 @@ import pytest
 
 from dflash.online.balance import load_of, verdict
 from dflash.online.split import Capacity, best_split, split, splits
+from dflash.online.statistics import pooled
+from test_online_statistics import rank
 
 
 def record(number: int = 1, *, wait: float = 0.0, busy: float = 100.0, gpus: int | None = 1, **online) -> dict:
@@ -28,6 +30,16 @@ def test_without_a_record_of_a_pipeline_nothing_is_claimed():
         found = verdict(records)
         assert found.bottleneck == "unknown" and found.suggested_split is None and found.load is None
         assert "no record" in found.words
+
+
+def test_lines_of_another_version_are_passed_over():
+    for change in ({"online": {}}, {"online": {"servers": []}}, {"online": "?"}, {"data_wait_percent": None}):
+        assert verdict([record() | change]).bottleneck == "unknown"
+    whole = record(wait=50.0)
+    assert set(whole["online"]) <= set(pooled([rank()])) and set(whole["online"]["servers"][0]) <= set(
+        pooled([rank()])["servers"][0]
+    )
+    assert verdict([record() | {"online": {}}, whole]).bottleneck == "servers"
 
 
 def test_one_record_gives_a_verdict_that_says_how_little_it_rests_on():

@@ -19,6 +19,11 @@ _BUSY = 0.9  # share of its time from which on a server counts as busy
 _READING = 0.8  # share of the readers' time
 _FULL = 0.9  # share of the store
 _FAULTS = 0.05  # documents asked for again, per document
+_NEEDED = frozenset(
+    "ranks seconds documents tokens retries store_full tokens_per_s bytes_per_s wait_percent read_percent "
+    "in_flight_limit store_used_bytes store_capacity_bytes last_trouble".split()
+)
+_OF_A_SERVER = frozenset(("address", "gpus", "busy_percent", "requests", "resting_ranks"))
 _WORTH = 1.02  # a split that promises less is not suggested
 
 
@@ -93,7 +98,7 @@ def load_of(records: Sequence[Mapping[str, Any]]) -> Load | None:
 
     The first record after each start is left out where there are others: servers were warming up.
     """
-    lines = [r for r in records if r.get("kind") == "train" and isinstance(r.get("online"), Mapping)]
+    lines = [record for record in records if _is_whole(record)]
     if not lines:
         return None
     steady = [pair for pair in zip(lines, lines[1:]) if _follows(pair[1]["online"], pair[0]["online"])][-_LAST:]
@@ -133,6 +138,15 @@ def load_of(records: Sequence[Mapping[str, Any]]) -> Load | None:
         training=last["ranks"],
         last_trouble=last["last_trouble"],
     )
+
+
+def _is_whole(line: Mapping[str, Any]) -> bool:
+    """Whether a line tells of a pipeline all that is needed; those of other versions may not."""
+    online = line.get("online")
+    if line.get("kind") != "train" or not isinstance(online, Mapping) or not isinstance(online.get("servers"), list):
+        return False
+    told = all(isinstance(line.get(name), (int, float)) for name in ("tokens_per_s", "data_wait_percent"))
+    return told and _NEEDED <= online.keys() and all(_OF_A_SERVER <= server.keys() for server in online["servers"])
 
 
 def _follows(record: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
