@@ -13,7 +13,8 @@ def record(number: int = 1, *, wait: float = 0.0, busy: float = 100.0, gpus: int
     server = {"gpus": gpus, "busy_percent": busy, "requests": 4.0, "resting_ranks": 0, "tokens_per_s": 10_000.0}
     values = {
         "ranks": 6, "seconds": 10.0, "documents": 50 * number, "tokens": 200_000 * number, "retries": 0,
-        "store_full": 0, "tokens_per_s": 20_000.0, "bytes_per_s": 2e6, "wait_percent": wait, "read_percent": 10.0, "in_flight_limit": 96,
+        "store_full": 0, "tokens_per_s": 20_000.0, "bytes_per_s": 2e6, "wait_percent": wait, "read_percent": 10.0,
+        "in_flight_limit": 96,
         "store_used_bytes": 100, "store_capacity_bytes": 1000, "last_trouble": None,
         "servers": [{"address": "http://a:1", **server}, {"address": "http://b:1", **server}],
     }  # fmt: skip

@@ -139,7 +139,8 @@ RANKS = textwrap.dedent("""
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_first_rank_asks_and_all_learn_what_came_of_it(config, tmp_path, server, fails):
-    server.behave = lambda number, request: "not found" if fails else "late"  # longer than ranks wait for a sign of life
+    # Late: longer than ranks wait for a sign of life.
+    server.behave = lambda number, request: "not found" if fails else "late"
     (tmp_path / "config.json").write_text(config(regenerate_in_flight=3).model_dump_json(exclude_unset=True))
     result = torchrun(2, RANKS, tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]

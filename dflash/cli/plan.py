@@ -39,7 +39,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("config", help="YAML file, or the name of a shipped recipe")
     parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="settings that replace the file's")
     parser.add_argument("--gpus", type=whole_number(2), default=8, metavar="N", help="GPUs to divide")
-    parser.add_argument("--serving", type=whole_number(1), metavar="N", help="GPUs that serve; left out, the best number")
+    parser.add_argument(
+        "--serving", type=whole_number(1), metavar="N", help="GPUs that serve; left out, the best number"
+    )
     parser.add_argument(
         "--conversations", type=whole_number(1), metavar="N", help="to train on; left out, counted where data.train "
         "holds files"
@@ -47,8 +49,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     rates = parser.add_argument_group("rates")
     rates.add_argument(
-        "--run", dest="runs", type=Path, action="append", default=[], metavar="RUN", help="a run folder whose metrics tell rates; "
-        "may be repeated"
+        "--run", dest="runs", type=Path, action="append", default=[], metavar="RUN",
+        help="a run folder whose metrics tell rates; may be repeated",
     )
     for option, (name, what) in _RATES.items():
         rates.add_argument(option, dest=name, type=number_between(1e-3, 1e12), metavar="X", help=what)
@@ -121,8 +123,8 @@ def _lines(plan: "PipelinePlan") -> Iterator[str]:
     yield ""
     yield f"Bytes per token: {plan.bytes_per_token:,}"
     yield (
-        f"Store: at least {_size(plan.store_bytes)} for what may be in flight; {_size(plan.segment_bytes)} lent by each "
-        "server"
+        f"Store: at least {_size(plan.store_bytes)} for what may be in flight; {_size(plan.segment_bytes)} lent by "
+        "each server"
     )
     yield f"Host memory per rank: up to {_size(plan.host_bytes)} of buffers"
     yield f"In flight per rank: {plan.in_flight}; {plan.in_flight_needed} keep the servers busy"
@@ -160,8 +162,8 @@ def _split_lines(plan: "PipelinePlan") -> Iterator[str]:
         f"{best.tokens_per_s:,.0f} tokens/s"
     )
     yield (
-        f"  limited by {_LIMITS[best.limit]}; servers idle {best.server_idle:.0%}, ranks {best.trainer_idle:.0%}, the way "
-        f"from the store is used to {plan.link_use:.0%}"
+        f"  limited by {_LIMITS[best.limit]}; servers idle {best.server_idle:.0%}, ranks {best.trainer_idle:.0%}, the "
+        f"way from the store is used to {plan.link_use:.0%}"
     )
     yield (
         f"  without a pipeline, each GPU doing both at these rates: {plan.alone_tokens_per_s:,.0f} tokens/s at most"

@@ -16,7 +16,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "the same command goes on; OUT appears when it is complete.",
         epilog="Example: dflash regenerate talk.jsonl --server http://127.0.0.1:30000 --out data/talk-8b.jsonl",
     )
-    parser.add_argument("data", nargs="+", help="conversations or prompts: JSONL files, data folders or Hugging Face ids")
+    parser.add_argument(
+        "data", nargs="+", help="conversations or prompts: JSONL files, data folders or Hugging Face ids"
+    )
     parser.add_argument(
         "--server", dest="servers", action="append", required=True, metavar="URL", help="of an SGLang server of the "
         "target; may be repeated"

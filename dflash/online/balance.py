@@ -197,8 +197,8 @@ def _split_words(load: Load, side: Bottleneck, better: Split | None) -> list[str
     if better is not None:
         gain = better.tokens_per_s / split(load.serving, load.training, load.capacity).tokens_per_s
         return [
-            f"Of the {load.serving + load.training} GPUs, {better.serving} serving and {better.training} training would "
-            f"balance it (now {load.serving} and {load.training}): about {gain:.2f} times the tokens/s."
+            f"Of the {load.serving + load.training} GPUs, {better.serving} serving and {better.training} training "
+            f"would balance it (now {load.serving} and {load.training}): about {gain:.2f} times the tokens/s."
         ]
     if load.serving is not None:
         return [f"No other split of the {load.serving + load.training} GPUs would be clearly faster."]
@@ -228,8 +228,8 @@ _WORDS = {
     ),
     "link": lambda load: (
         f"The trainer waits {_percent(load.waits)} of its time for the way from the store: reading takes "
-        f"{_percent(load.reading)} of its readers' time, while the servers are busy only {_percent(load.busy)}. A faster "
-        "link (RDMA) or fewer captured layers would help."
+        f"{_percent(load.reading)} of its readers' time, while the servers are busy only {_percent(load.busy)}. A "
+        "faster link (RDMA) or fewer captured layers would help."
     ),
     "requests": lambda load: (
         f"The trainer waits {_percent(load.waits)} of its time though the servers are busy only {_percent(load.busy)}: "
@@ -237,15 +237,15 @@ _WORDS = {
         "online.in_flight."
     ),
     "host": lambda load: (
-        f"The trainer waits {_percent(load.waits)} of its time, but not for servers: documents are there, and preparing "
-        "them takes so long. Raise features.prefetch, or give each rank more CPU cores."
+        f"The trainer waits {_percent(load.waits)} of its time, but not for servers: documents are there, and "
+        "preparing them takes so long. Raise features.prefetch, or give each rank more CPU cores."
     ),
     "store": lambda load: (
         f"The store is full: {load.store_full} captures found no room, and the trainer waits {_percent(load.waits)} of "
         "its time. Give the servers larger segments, or lower online.in_flight."
     ),
     "faults": lambda load: (
-        f"Faults hold the run up: {load.retries} documents had to be asked for again beside {load.documents} that came, "
-        f"and the trainer waits {_percent(load.waits)} of its time. The last trouble: {load.last_trouble}."
+        f"Faults hold the run up: {load.retries} documents had to be asked for again beside {load.documents} that "
+        f"came, and the trainer waits {_percent(load.waits)} of its time. The last trouble: {load.last_trouble}."
     ),
 }

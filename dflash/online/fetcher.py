@@ -155,7 +155,7 @@ class Fetcher:
     def close(self) -> None:
         """End all threads; whatever was in flight is removed from the store. May be called twice.
 
-        What a server that hangs for more than some seconds writes afterwards is left to the sweep at the end of the run.
+        What a server that hangs for more than some seconds writes afterwards is left to the sweep at the run's end.
         """
         with self._lock:
             if self._closing:

@@ -1,4 +1,4 @@
-"""What a pipeline on so many GPUs amounts to: split, store, time of an epoch. Pure arithmetic; docs/online.md explains it.
+"""What a pipeline on so many GPUs amounts to: split, store, time of an epoch. Pure arithmetic, told in docs/online.md.
 
 Letters: s serving and t training GPUs, p, q tokens/s per serving and training GPU, l bytes/s that a rank reads, n
 captured layers of E numbers of b bytes, S tokens of a row on average and M at most, D documents a rank has in flight.
@@ -156,8 +156,8 @@ def _notes(config: TrainConfig, gpus: int, chosen: Split, rates: Rates) -> Itera
         ranks, each = chosen.training + idle, config.run.micro_batch_size
         even = math.ceil(config.run.batch_size / (ranks * each)) * ranks * each
         yield (
-            f"{idle} GPU{'s' * (idle > 1)} would have nothing to do: run.batch_size = {config.run.batch_size} cannot be "
-            f"shared by {ranks} ranks; {even} can."
+            f"{idle} GPU{'s' * (idle > 1)} would have nothing to do: run.batch_size = {config.run.batch_size} cannot "
+            f"be shared by {ranks} ranks; {even} can."
         )
     if settings and online.servers is None:
         yield f"For this split set {' '.join(settings)}."
