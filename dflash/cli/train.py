@@ -81,7 +81,9 @@ def _launch(plan: Plan, args: argparse.Namespace) -> int:
     try:
         draft = Launcher(launch, lambda text: print(f"dflash: {text}", file=sys.stderr)).run()
     except (PartFailed, ChildFailed) as error:
-        print(f"dflash: {error}\ndflash: go on with: dflash train --resume {plan.run_dir}", file=sys.stderr)
+        begun = (plan.run_dir / "config.yaml").is_file()
+        hint = f"\ndflash: go on with: dflash train --resume {plan.run_dir}" if begun else ""
+        print(f"dflash: {error}{hint}", file=sys.stderr)
         return 1
     return tell_end(plan.config, plan.run_dir, draft)
 

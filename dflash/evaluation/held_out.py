@@ -12,6 +12,7 @@ import torch
 from dflash.config import TrainConfig, load_config
 from dflash.errors import UserError
 from dflash.evaluation.score import ConversationScore
+from dflash.features.in_process import InProcessFeatures
 from dflash.features.micro_batch import MicroBatchPreparer
 from dflash.features.source import open_source
 from dflash.model.draft import DFlashDraft
@@ -54,7 +55,10 @@ def score_held_out(
     if block_size is not None:
         draft.config = replace(draft.config, block_size=block_size)
     rows = load_run_data(config, target, run, world).validation
-    source = open_source(config, target, draft.config.target_layer_ids, rows)
+    if config.features.source == "online":  # its servers are long gone, and the target is here
+        source = InProcessFeatures(target, draft.config.target_layer_ids)
+    else:
+        source = open_source(config, target, draft.config.target_layer_ids, rows)
     step = DraftStep(draft, target, _judged_with(config, num_anchors), device)
     prepare = MicroBatchPreparer(source, device)
     scores = []

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dflash.errors import UserError
 from dflash.online.child import Child, describe_exit
 from dflash.online.deployment import Deployment
 from dflash.online.master import MasterProcess
@@ -34,6 +35,7 @@ class _Server:
     restarts_left: int
     process: ServerProcess | None = None
     started: float = 0.0  # by the monotonic clock
+    first: bool = True  # whether it has never been ready
     ready: bool = False
 
 
@@ -131,14 +133,23 @@ class Engines:
 
     def _look_whether_ready(self, server: _Server) -> None:
         url, seconds = server.settings.url, time.monotonic() - server.started
-        if healthy(url):
-            self._prove(url)
-            server.ready = True
+        if healthy(url) and self._has_proved_itself(server, seconds):
+            server.ready, server.first = True, False
             ready = sum(one.ready for one in self._servers)
             self._say(f"Server {url} is ready after {seconds:.0f} s ({ready} of {len(self._servers)}).")
         elif seconds > self._policy.start_seconds:
             child = server.process.child
             raise PartFailed(f"{child.name} was not ready after {seconds:.0f} s. {child.last_words()}")
+
+    def _has_proved_itself(self, server: _Server, seconds: float) -> bool:
+        """At the first start anything wrong is raised; later the store may be starting again as well, so it may wait."""
+        try:
+            self._prove(server.settings.url)
+        except UserError:
+            if server.first or seconds > self._policy.start_seconds:
+                raise
+            return False
+        return True
 
     def _restart(self, server: _Server) -> None:
         child = server.process.child

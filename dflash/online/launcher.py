@@ -7,6 +7,7 @@ captures what the run needs, start torchrun, watch everything, and end it in the
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,20 +71,20 @@ class Launcher:
         """
         if self._launch.resume:
             self._run.check_is_run()
-        with self._stops:
+        with self._stops, ExitStack() as lock:
+            lock.enter_context(self._run.locked())  # before anything is written: it may be another process's run
             try:
-                # The ranks take the lock themselves, once nothing else can go wrong.
-                with self._run.locked():
-                    self._logs.mkdir(exist_ok=True)
-                    self._run.forget_failure()
-                    store = self._start_engines()
-                with store:
+                self._logs.mkdir(exist_ok=True)
+                self._run.forget_failure()
+                with self._start_engines() as store:
                     if self._engines.all_ready:
+                        lock.close()  # the ranks take it themselves
                         return self._train(store)
                 self._set_status("stopped")
                 return None
-            except (PartFailed, ChildFailed, UserError) as error:
-                self._set_status("failed", reason=str(error))
+            except Exception as error:
+                with suppress(OSError):  # on a full disk the reason for the failure is what the user must see
+                    self._set_status("failed", reason=str(error))
                 raise
             finally:
                 self._trainers.stop()
@@ -120,7 +121,7 @@ class Launcher:
                 self._engines.tick()
                 self._heed_signals()
                 time.sleep(_TICK_SECONDS)
-        except (PartFailed, ChildFailed, UserError):
+        except Exception:
             self._let_ranks_save(follower)
             raise
         finally:

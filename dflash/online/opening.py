@@ -91,7 +91,10 @@ def prove_server(
     """The same for one server."""
     require_proof(url, layer_ids=layer_ids)
     require_same_tokenizer(url, lambda text: tokenizer.encode(text, add_special_tokens=False))
-    require_capture(url, store)
+    try:
+        require_capture(url, store)
+    except StoreError as error:
+        raise UserError(f"Whether server {url} captures could not be seen: {error}") from error
 
 
 def sweep_run(store: MooncakeStore, run_dir: Path) -> int:
