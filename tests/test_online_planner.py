@@ -163,6 +163,18 @@ def test_an_online_run_measures_every_rate(tmp_path):
     assert {rate.origin for rate in found.values()} == {f"measured in {run}"}
 
 
+def test_a_run_that_regenerated_its_answers_measures_that_as_well(tmp_path):
+    run = write_run(tmp_path / "a-run", "online", [record(1), record(2)])
+    told = {"tokens": 6000, "conversations": 40, "last_sitting": {"tokens": 3000, "seconds": 30.0}}
+    (run / "regenerated.jsonl.provenance.json").write_text(json.dumps(told))
+    found = measured_rates(run)
+    assert found["generation"].value == pytest.approx(3000 / 30 / 2)
+    assert found["answer"].value == 150
+    told = {"tokens": 0, "conversations": 0, "last_sitting": {"tokens": 0, "seconds": 0.1}}
+    (run / "regenerated.jsonl.provenance.json").write_text(json.dumps(told))
+    assert not {"generation", "answer"} & set(measured_rates(run))
+
+
 def test_a_run_from_the_cache_measures_the_trainer(tmp_path):
     records = [{key: value for key, value in record(n).items() if key != "online"} for n in (1, 2, 3)]
     found = measured_rates(write_run(tmp_path / "cached", "cache", records, world_size=2))

@@ -22,6 +22,8 @@ from dflash.errors import UserError
 from dflash.files import naming, write_atomically
 from dflash.online.answering import Answered
 
+REGENERATED = "regenerated.jsonl"  # in the folder of a run that had its answers regenerated
+
 
 def provenance_path(out: Path) -> Path:
     """Where it is told how `out` came about."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from dflash.config import TrainConfig, load_config
 from dflash.errors import UserError
+from dflash.online.answer_file import REGENERATED, provenance_path
 from dflash.online.balance import load_of
 from dflash.target_facts import TargetFacts
 from dflash.training.draft_size import DraftShape
@@ -138,9 +139,23 @@ def measured_rates(run: Path) -> dict[str, Rate]:
     found["training"] = Rate(load.capacity.trainer, where)
     if load.serving is not None:
         found["prefill"] = Rate(load.capacity.server, where)
+        found |= _answering(run, load.serving, where)
     if load.reading and load.bytes_per_s:
         found["link"] = Rate(load.bytes_per_s / load.reading / load.training, where)
     return found
+
+
+def _answering(run: Path, serving: int, where: str) -> dict[str, Rate]:
+    """Rates of the answers that a run's own servers regenerated in its last sitting, if they did."""
+    path = provenance_path(run / REGENERATED)
+    if not path.is_file():
+        return {}
+    told = json.loads(path.read_text(encoding="utf-8"))
+    sitting = told["last_sitting"]
+    rates = {"answer": Rate(told["tokens"] / told["conversations"], where)} if told["conversations"] else {}
+    if sitting["tokens"] and sitting["seconds"]:
+        rates["generation"] = Rate(sitting["tokens"] / sitting["seconds"] / serving, where)
+    return rates
 
 
 def read_run(run: Path) -> tuple[TrainConfig, list[Mapping[str, Any]]]:

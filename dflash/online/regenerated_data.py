@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dflash.config import DataConfig, TrainConfig
 from dflash.errors import UserError
+from dflash.online.answer_file import REGENERATED
 from dflash.online.answering import AnswerSettings, AskSettings
 from dflash.online.endpoints import Endpoints
 from dflash.online.regenerate import Order, regenerate
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from dflash.training.run_folder import RunFolder
     from dflash.training.world import World
 
-FILE = "regenerated.jsonl"
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def training_data(config: TrainConfig, tokenizer, run: "RunFolder", world: "Worl
     """
     if config.features.source != "online" or not config.online.regenerate:
         return config.data
-    out, online = run.path / FILE, config.online
+    out, online = run.path / REGENERATED, config.online
     answers = AnswerSettings(
         temperature=online.regenerate_temperature,
         max_new_tokens=online.regenerate_tokens,
