@@ -19,7 +19,7 @@ from workbench.failure import likely_cause
         (1, "OSError: [Errno 98] Address already in use", "port"),
         (1, "ModuleNotFoundError: No module named 'mooncake.store'", "mooncake.store is not installed"),
         (1, "torch.distributed.DistBackendError: NCCL error in: ...", "GPUs lost touch"),
-        (2, "dflash: note: x\ndflash: data.train = ['a'] does not exist: make it.", "data.train = ['a'] does not exist"),
+        (2, "dflash: note: x\ndflash: data.train = ['a'] does not exist: mend it.", "data.train = ['a'] does not"),
         (1, "Traceback (most recent call last):\n  File x\nKeyError: 'batch'", "KeyError: 'batch'"),
         (3, "nothing", "exit code 3"),
     ],

@@ -67,7 +67,8 @@ def python(source: str, *arguments) -> subprocess.Popen:
 
 
 def test_output_exit_code_and_times_of_a_job_are_kept(jobs):
-    job = jobs.start([sys.executable, "-c", "print('out'); import sys; print('err', file=sys.stderr)"], kind="train", name="a")
+    both = "print('out'); import sys; print('err', file=sys.stderr)"
+    job = jobs.start([sys.executable, "-c", both], kind="train", name="a")
     assert job.state == "running" and job.process.pid != os.getpid()
     job = over(jobs, "a")
     assert (job.state, job.exit_code, job.likely_cause) == ("done", 0, None)
@@ -174,7 +175,8 @@ def test_of_two_workbenches_only_one_starts_a_job(jobs, tmp_path):
         "from dflash.errors import UserError\n"
         "from workbench.jobs import Jobs\n"
         "try:\n"
-        "    Jobs(sys.argv[1]).start([sys.executable, '-c', 'print(1); import time; time.sleep(60)'], kind='train', name='a')\n"
+        "    command = [sys.executable, '-c', 'print(1); import time; time.sleep(60)']\n"
+        "    Jobs(sys.argv[1]).start(command, kind='train', name='a')\n"
         "    print('started')\n"
         "except UserError as error:\n"
         "    print(error)"
@@ -187,12 +189,16 @@ def test_of_two_workbenches_only_one_starts_a_job(jobs, tmp_path):
 
 def test_queued_jobs_run_one_after_another_without_any_workbench(jobs, tmp_path):
     note = tmp_path / "order"
-    write = "import sys, time; f = open(sys.argv[1], 'a'); print(sys.argv[2], 'in', file=f, flush=True); time.sleep(0.3); print(sys.argv[2], 'out', file=f)"
+    write = (
+        "import sys, time; f = open(sys.argv[1], 'a'); print(sys.argv[2], 'in', file=f, flush=True); "
+        "time.sleep(0.3); print(sys.argv[2], 'out', file=f)"
+    )
     source = (
         "import sys\n"
         "from workbench.jobs import Jobs\n"
         "for name in 'cab':\n"
-        f"    Jobs(sys.argv[1]).enqueue([sys.executable, '-c', {write!r}, sys.argv[2], name], kind='train', name=name)\n"
+        f"    command = [sys.executable, '-c', {write!r}, sys.argv[2], name]\n"
+        "    Jobs(sys.argv[1]).enqueue(command, kind='train', name=name)\n"
     )
     python(source, jobs.root, note).wait()
     until(lambda: note.exists() and note.read_text().count("out") == 3)

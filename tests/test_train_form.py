@@ -44,8 +44,8 @@ def test_every_setting_of_the_config_has_a_field():
 
 def test_fields_know_their_kind_choices_and_defaults():
     assert field_of("schedule.kind").choices == ("wsd", "cosine", "linear", "constant")
-    kinds = {name: field_of(name).kind for name in ("run.seed", "optimizer.lr", "data.packing", "data.train", "target.name")}
-    assert list(kinds.values()) == ["number", "number", "bool", "texts", "text"]
+    names = ("run.seed", "optimizer.lr", "data.packing", "data.train", "target.name")
+    assert [field_of(name).kind for name in names] == ["number", "number", "bool", "texts", "text"]
     assert field_of("optimizer.lr").default == 6e-4
     assert field_of("draft.target_layer_ids").derived == "spread evenly"
     assert field_of("run.max_steps").usual and not field_of("optimizer.beta1").usual
@@ -144,7 +144,8 @@ def test_what_is_missing_here_is_no_fault_of_the_config(root):
 
 
 def test_fields_tell_given_changed_and_default_values_apart(root):
-    fields = fields_of(prepare(RunRequest(QUICK, {"run.max_steps": "5", "run.batch_size": "4", "draft.init": ""}), root))
+    settings = {"run.max_steps": "5", "run.batch_size": "4", "draft.init": ""}
+    fields = fields_of(prepare(RunRequest(QUICK, settings), root))
     assert (fields["run.max_steps"]["given"], fields["run.max_steps"]["text"]) == ("100", "5")
     assert fields["run.max_steps"]["edited"]
     assert not fields["run.batch_size"]["edited"]  # typed, but what the recipe says anyway
@@ -205,13 +206,17 @@ def test_overrides_of_the_api_are_the_command_lines():
         RunRequest.from_overrides(QUICK, ["run.seed"], "x", 1)
 
 
-@pytest.mark.parametrize("value", [None, [], {"settings": {}}, {"origin": "x", "settings": 3}, {"origin": "x", "ranks": "y"}])
+@pytest.mark.parametrize(
+    "value", [None, [], {"settings": {}}, {"origin": "x", "settings": 3}, {"origin": "x", "ranks": "y"}]
+)
 def test_what_is_no_request_is_refused(value):
     with pytest.raises(UserError, match="reload"):
         RunRequest.from_json(value)
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, ""), (True, "true"), (0.0025, "0.0025"), (6e-4, "0.0006"), ([1, 2], "1, 2")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), (True, "true"), (0.0025, "0.0025"), (6e-4, "0.0006"), ([1, 2], "1, 2")]
+)
 def test_values_are_shown_as_they_are_typed(value, text):
     assert as_text(value) == text
     assert value is None or yaml.safe_load(f"[{text}]" if isinstance(value, list) else text) == value

@@ -65,7 +65,8 @@ def test_what_starts_is_what_was_previewed(desk, tmp_path):
     job = desk.begin(prepared, queued=True)
     assert job.state == "queued" and job.kind == "train"
     assert load_config(job.config_file) == prepared.plan.config
-    assert job.command == (sys.executable, "-m", "dflash", "train", str(job.config_file), "--runs", str(desk.runs.root), "--name", "mine")
+    place = ("--runs", str(desk.runs.root), "--name", "mine")
+    assert job.command == (sys.executable, "-m", "dflash", "train", str(job.config_file), *place)
     assert job.resume_command[-2:] == ("--resume", str(desk.runs.root / "mine"))
     assert row(desk, "mine")["place"] == 1 and row(desk, "mine")["actions"] == ["abort"]
     assert row(desk, "first")["actions"] == ["stop"]

@@ -1,4 +1,4 @@
-"""The fields of the Train form, read off the typed config: a new setting or section appears without anybody adding it."""
+"""The fields of the Train form, read off the typed config: a new setting or section appears by itself."""
 
 from dataclasses import dataclass
 from functools import lru_cache

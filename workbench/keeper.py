@@ -108,7 +108,7 @@ class Keeper:
             self._signal_group(signal.SIGKILL)
 
     def _sweep(self) -> None:
-        """End what the job left running: its group, and whatever of it went into groups of its own (torchrun's ranks)."""
+        """End what the job left running: its group, and what went into groups of its own, as torchrun's ranks do."""
         left = psutil.Process().children(recursive=True)
         for process in left:
             _send(process, signal.SIGTERM)

@@ -112,7 +112,7 @@ def _numbers(prepared: Prepared) -> list[dict[str, str]]:
         _number("Steps", _count(numbers.steps), "", f"{at_most}optimizer steps; run.max_steps or run.epochs"),
         _number("Rows per step", _count(config.run.batch_size), "", f"{rows}: ranks x micro-batches x rows of each"),
         _number("Tokens", _count(numbers.tokens), "at most", "steps x rows x data.max_length"),
-        _number("Conversations", _count(numbers.conversations), "", "in data.train, at most; held-out ones not counted"),
+        _number("Conversations", _count(numbers.conversations), "", "in data.train, at most, held-out ones left out"),
         _number("Draft", _count(numbers.draft_parameters), "weights", "trained parameters"),
         _number("Memory", *_size(numbers.device_bytes if numbers.memory else None), f"per rank. {about_memory}"),
         _number("Checkpoint", *_size(numbers.checkpoint_bytes), "weights, optimizer state and the draft"),

@@ -80,7 +80,9 @@ class RunRequest:
         for override in overrides:
             setting, equals, text = override.partition("=")
             if not (equals and text.strip() and _SETTING.fullmatch(setting)):
-                raise UserError(f"Override {override!r} is not of the form section.key=value: write it like run.seed=1.")
+                raise UserError(
+                    f"Override {override!r} is not of the form section.key=value: write it like run.seed=1."
+                )
             settings[setting] = "" if text.strip() == "null" else text.strip()
         request = cls(origin, settings, name, ranks)
         request.check()

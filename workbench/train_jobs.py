@@ -1,4 +1,4 @@
-"""Trainings as jobs: begin one from a prepared request, queue it, stop it, go on with it, and tell how all of them do."""
+"""Trainings as jobs: start one from a prepared request, queue it, stop it, go on with it, tell how all of them do."""
 
 import re
 import shlex
@@ -99,7 +99,7 @@ class TrainJobs:
         return self.jobs.start(command, kind=TRAIN, name=name, resume_command=command)
 
     def rows(self) -> list[dict[str, Any]]:
-        """What the page and the API show: running, queued, then the latest that are over. Starts the queue if it stands."""
+        """What page and API show: running, queued, then the latest that are over. Starts a queue that stands still."""
         jobs = self.jobs.list()
         states = {job.state for job in jobs}
         if "queued" in states and "running" not in states:  # the keeper that should have gone on was killed
@@ -114,7 +114,7 @@ class TrainJobs:
         return [self._foreign_row(name) for name in self._running_elsewhere(known)] + rows
 
     def _ranks(self, name: str) -> int:
-        """Processes that torchrun started for a run, as its newest checkpoint tells: with as many it goes on exactly."""
+        """Processes that torchrun started for a run, as its newest checkpoint tells: as many go on exactly."""
         settings = self.runs.settings(name)
         if is_online(settings):
             return 1  # `dflash train` starts them itself

@@ -33,9 +33,9 @@ class Workbench:
         self.address = f"http://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
-        command = [sys.executable, str(ROOT / "app.py"), "--no-browser", "--port", str(self.port), "--target", self.target]
+        options = ["--no-browser", "--port", str(self.port), "--target", self.target, "--device", "cpu"]
         self.process = subprocess.Popen(
-            [*command, "--device", "cpu", "--runs", str(self.runs)],
+            [sys.executable, str(ROOT / "app.py"), *options, "--runs", str(self.runs)],
             cwd=self.folder,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
@@ -171,7 +171,7 @@ def test_a_fault_is_told_beside_its_field_and_blocks_the_start(tab, bench):
     assert page.get_attribute("#df-run-batch_size", "aria-invalid") == "true"
     assert page.is_disabled(".df-start") and page.is_disabled(".df-queue")
     page.click(".df-field:has(#df-run-batch_size) .df-reset")
-    page.wait_for_function("!document.querySelector('#df-run-batch_size').closest('.df-field').classList.contains('faulty')")
+    page.wait_for_selector(".df-field:not(.faulty) #df-run-batch_size")
 
 
 def test_settings_are_searched_and_the_rest_is_folded_away(tab):

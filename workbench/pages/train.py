@@ -64,7 +64,8 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
     launch.submit(acted, None, [*planned, jobs], trigger_mode="once", **_READ).failure(
         lambda: job_view(desk), None, jobs, js=_ASK_AGAIN, **_READ
     )
-    jobs.submit(job_acted, None, jobs, trigger_mode="multiple", **_READ).failure(lambda: job_view(desk), None, jobs, **_READ)
+    pressed = jobs.submit(job_acted, None, jobs, trigger_mode="multiple", **_READ)
+    pressed.failure(lambda: job_view(desk), None, jobs, **_READ)
     gr.Timer(_POLL_SECONDS).tick(lambda shown: _news(desk, shown), jobs, jobs, queue=False, **_READ)
     add_endpoints(desk)
 
