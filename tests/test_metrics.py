@@ -9,6 +9,7 @@ import pytest
 
 from dflash.config import parse_config
 from dflash.errors import UserError
+from dflash.training.logged_once import LoggedOnce
 from dflash.training.metrics import Sinks, check_adapters, open_sinks, scalars
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -143,6 +144,102 @@ def test_trackio_logs_into_its_local_database(tmp_path):
     result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert not result.stdout, "stdout belongs to the command"
+
+
+class FakeWandb:
+    """The service behind W&B: runs by id, each with every line that it was ever sent."""
+
+    def __init__(self):
+        self.runs, self.resumed_as = {}, []
+
+    def init(self, *, id, resume, **_options):
+        self.resumed_as.append(resume)
+        lines = self.runs.setdefault(id, [])
+        if resume is None:
+            lines.clear()  # as W&B does for an id that is started over
+        return FakeRun(lines)
+
+    class Settings:
+        base_url = "http://127.0.0.1:9"
+
+        def __init__(self, **_):
+            pass
+
+
+class FakeRun:
+    url = "somewhere"
+
+    def __init__(self, lines):
+        self._lines = lines
+
+    def define_metric(self, *_names, **_options):
+        pass
+
+    def log(self, values, step=None):
+        self._lines.append({"step": step, **values})
+
+    def finish(self):
+        pass
+
+
+class FakeTrackio:
+    def __init__(self):
+        self.runs = {}
+
+    def init(self, *, name, resume, **_options):
+        lines = self.runs.setdefault(name, [])
+        if resume == "never":
+            lines.clear()
+        return FakeRun(lines)
+
+    def finish(self):
+        pass
+
+
+def sent(step, kind="train"):
+    return {"step": step, "batch": step, "kind": kind, "loss": float(step)}
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_run_that_was_killed_tells_its_tracker_no_step_twice(tmp_path, monkeypatch, name):
+    fake = {"wandb": FakeWandb, "trackio": FakeTrackio}[name]()
+    monkeypatch.setitem(sys.modules, name, fake)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "online")
+
+    def sitting(after, records):
+        sinks = open_sinks(config(name), tmp_path, after_step=after, say=lambda _: None)
+        for record in records:
+            sinks.log(record, record["step"])
+        # No close: killed.
+
+    sitting(0, [sent(step) for step in (1, 2, 3, 4)] + [sent(4, "validation")])
+    sitting(2, [sent(3), sent(4), sent(4, "validation"), sent(4, "decode"), sent(5)])
+    sitting(2, [sent(3), sent(4), sent(4, "validation")])
+    sitting(4, [sent(5), sent(6)])
+    (lines,) = fake.runs.values()
+    kinds = [(line["step"], *(key for key in line if key != "step")) for line in lines]
+    assert kinds == [(1, "train/loss"), (2, "train/loss"), (3, "train/loss"), (4, "train/loss"),
+                     (4, "validation/loss"), (4, "decode/loss"), (5, "train/loss"), (6, "train/loss")]  # fmt: skip
+    if name == "wandb":
+        assert fake.resumed_as == [None, "allow", "allow", "allow"] and len(fake.runs) == 1
+
+    sitting(0, [sent(1)])  # killed before its first checkpoint: the tracker's run begins anew, too
+    (lines,) = fake.runs.values()
+    assert [line["step"] for line in lines] == [1]
+
+
+def test_what_a_tracker_failed_to_take_is_told_again(tmp_path):
+    once = LoggedOnce(Recording(fail_from=3), tmp_path / "cursor.json", afresh=True)
+    once.log(sent(2), 2)
+    with pytest.raises(RuntimeError):
+        once.log(sent(3), 3)
+    good = Recording()
+    again = LoggedOnce(good, tmp_path / "cursor.json", afresh=False)
+    for step in (2, 3):
+        again.log(sent(step), step)
+    assert good.steps == [3]
 
 
 def test_a_missing_package_is_one_sentence_that_says_what_to_install(tmp_path, monkeypatch):

@@ -18,10 +18,12 @@ from typing import Any, Protocol
 from dflash.config import MetricsConfig, TrainConfig
 from dflash.errors import UserError
 from dflash.files import write_atomically
+from dflash.training.logged_once import LoggedOnce
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 _SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "TRACKIO_WRITE_TOKEN")
 _WANDB_SECONDS = 60  # longest wait for its server at the start and at the end of a run
+_REPLACING = ("tensorboard",)  # what is logged for a step again takes the place of what was there
 _BOOKKEEPING = {"step", "batch", "kind"}
 
 Say = Callable[[str], None]
@@ -72,7 +74,10 @@ def open_sinks(
     sinks = Sinks(warn)
     try:
         for name in config.metrics.adapters:
-            sinks.add(name, _ADAPTERS[name](config, Path(run_dir), after_step, say))
+            sink = _ADAPTERS[name](config, Path(run_dir), after_step, say)
+            if name not in _REPLACING:
+                sink = LoggedOnce(sink, Path(run_dir) / f".{name}-cursor.json", afresh=after_step == 0)
+            sinks.add(name, sink)
     except BaseException:
         sinks.close()
         raise
