@@ -29,8 +29,8 @@ class LinkStore:
         content = text.encode("utf-8")
         if len(content) > self.max_bytes:
             raise UserError(
-                f"This {self.noun} has {len(content) >> 20} MB, more than the {self.max_bytes >> 20} MB that can be "
-                "kept for a link: download it instead."
+                f"This {self.noun} has {len(content):,} bytes, more than the {self.max_bytes:,} that can be kept for a "
+                "link: keep a smaller one."
             )
         name = hashlib.sha256(content).hexdigest()[:24]
         path = self.folder / f"{name}.json"

@@ -86,8 +86,11 @@ class TransformersEngine:
             UserError: an argument is out of range, prompt and new tokens exceed the context, there is no assistant.
         """
         check_length(self.target, len(prompt_ids), max_new_tokens)
-        options = self._options(way, lookup_tokens)
+        self._check_way(way, lookup_tokens)
         config = _generation_config(self.target, sampling, max_new_tokens)
+        if way == "prompt_lookup":
+            config.prompt_lookup_num_tokens = lookup_tokens
+        assistant = {"assistant_model": self.assistant.model} if way == "assistant" else {}
         clock = _Clock(self.target, on_tokens)
         forwards = 0
 
@@ -103,7 +106,7 @@ class TransformersEngine:
                 torch.manual_seed(sampling.seed)
                 clock.start()
                 self.target.model.generate(
-                    ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=clock, **options
+                    ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=clock, **assistant
                 )
         finally:
             counting.remove()
@@ -116,18 +119,13 @@ class TransformersEngine:
         prompt = [0] * min(_WARM_UP_PROMPT, self.target.max_length // 2)
         self.decode(prompt, way=way, max_new_tokens=4, lookup_tokens=lookup_tokens)
 
-    def _options(self, way: str, lookup_tokens: int) -> dict:
+    def _check_way(self, way: str, lookup_tokens: int) -> None:
         if way not in WAYS:
             raise UserError(f"Unknown way {way!r}: choose one of {', '.join(WAYS)}.")
-        if way == "prompt_lookup":
-            if not 1 <= lookup_tokens <= 64:
-                raise UserError(f"lookup_tokens {lookup_tokens} must lie between 1 and 64.")
-            return {"prompt_lookup_num_tokens": lookup_tokens}
-        if way == "assistant":
-            if self.assistant is None:
-                raise UserError("There is no small model to assist: give its folder or Hugging Face id.")
-            return {"assistant_model": self.assistant.model}
-        return {}
+        if way == "prompt_lookup" and not 1 <= lookup_tokens <= 64:
+            raise UserError(f"lookup_tokens {lookup_tokens} must lie between 1 and 64.")
+        if way == "assistant" and self.assistant is None:
+            raise UserError("There is no small model to assist: give its folder or Hugging Face id.")
 
 
 def load_assistant(name: str, target: TargetModel) -> TargetModel:
