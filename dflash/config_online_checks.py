@@ -25,8 +25,8 @@ def online_contradictions(config: TrainConfig) -> Iterator[Complaint]:
         if config.online.tensor_parallel > 1 and config.run.device == "cpu":
             yield Complaint(
                 ("online.tensor_parallel", "run.device"),
-                f"online.tensor_parallel = {config.online.tensor_parallel} spreads a server over GPUs, but run.device = "
-                "'cpu': remove it or set run.device=cuda.",
+                f"online.tensor_parallel = {config.online.tensor_parallel} spreads a server over GPUs, but run.device "
+                "= 'cpu': remove it or set run.device=cuda.",
             )
 
 

@@ -167,7 +167,8 @@ def test_a_dry_run_prints_the_split_the_store_and_every_command(tree, tmp_path, 
     path.write_text(yaml.safe_dump(tree))
     assert main(["train", str(path), "--dry-run", "optimizer.lr=1e-3", "--runs", "somewhere", "--name", "x"]) == 0
     out = capsys.readouterr().out
-    for part in ("Server 2: http://127.0.0.1:30002 on GPU 2, layers [1, 9, 17, 25, 33]", "Ranks: 5 on GPU 3, 4, 5, 6, 7",
+    for part in ("Server 2: http://127.0.0.1:30002 on GPU 2, layers [1, 9, 17, 25, 33]",
+                 "Ranks: 5 on GPU 3, 4, 5, 6, 7",
                  "at most 6.25 GiB in flight", "Command of master: mooncake_master --rpc_address=127.0.0.1",
                  "CUDA_VISIBLE_DEVICES=3,4,5,6,7", "-m torch.distributed.run --standalone --nproc-per-node=5",
                  f"-m dflash train {path} optimizer.lr=1e-3 --runs=somewhere --name=x"):  # fmt: skip

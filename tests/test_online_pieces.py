@@ -147,7 +147,7 @@ def test_a_server_with_another_tokenizer_is_refused_with_both_hashes(tokenizing_
 
     require_same_tokenizer(url, encode)
     tokenizing_server.change = lambda answer: {"tokens": [tokens[:-1] for tokens in answer["tokens"]]}
-    with pytest.raises(UserError, match=r"another tokenizer than the trainer \(hash \w{12} instead of \w{12}; it reads"):
+    with pytest.raises(UserError, match=r"another tokenizer .* \(hash \w{12} instead of \w{12}; it reads"):
         require_same_tokenizer(url, encode)
     tokenizing_server.change = lambda answer: {"detail": "no"}
     with pytest.raises(UserError, match="does not tokenize"):

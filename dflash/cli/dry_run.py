@@ -106,8 +106,8 @@ def _pipeline(plan: Plan) -> Iterator[str]:
         yield f"Server {number}: {server.url} on {_place(server.gpus)}, layers {list(server.layer_ids)}"
     yield f"Ranks: {deployment.ranks} on {_place(deployment.trainer_gpus)}"
     yield (
-        f"Store: {_size(deployment.store_bytes)} lent by the servers; at most {_size(deployment.needed_bytes)} in flight "
-        f"({deployment.ranks} rank(s) x {plan.config.online.in_flight} documents)"
+        f"Store: {_size(deployment.store_bytes)} lent by the servers; at most {_size(deployment.needed_bytes)} in "
+        f"flight ({deployment.ranks} rank(s) x {plan.config.online.in_flight} documents)"
     )
     for name, command in _commands(plan):
         yield f"Command of {name}: {command}"

@@ -68,8 +68,8 @@ def _announce(config: "TrainConfig", deployment: "Deployment", args: argparse.Na
 
     overrides = overrides_for_ranks(config, deployment)
     if args.json:
-        endpoints = deployment.endpoints
-        print(json.dumps({"servers": endpoints.servers, "master": endpoints.master, "overrides": overrides}), flush=True)
+        places = {"servers": deployment.endpoints.servers, "master": deployment.endpoints.master}
+        print(json.dumps({**places, "overrides": overrides}), flush=True)
         return
     print(f"Serving. On each training node: torchrun ... -m dflash train {args.config} {shlex.join(overrides)}")
     print("With more than one such node, online.servers is the list of all their servers.")

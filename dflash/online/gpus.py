@@ -16,7 +16,9 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]
     return tuple(map(str, range(count)))
 
 
-def split(gpus: tuple[str, ...], servers: int, each: int, trainers: int) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+def split(
+    gpus: tuple[str, ...], servers: int, each: int, trainers: int
+) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
     """The first GPUs for the servers, `each` per server, the next ones for the trainers.
 
     Where there are not enough the rest is numbered on: for plans, whose machine is another one.

@@ -20,7 +20,8 @@ def enter_rank(environment: Mapping[str, str] = os.environ) -> None:
     Killing torchrun would otherwise leave its ranks behind, waiting for one another.
     """
     tether.tie(int(environment[tether.VARIABLE]))
-    log = os.open(rank_log(Path(environment[VARIABLE]), int(environment["RANK"])), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    path = rank_log(Path(environment[VARIABLE]), int(environment["RANK"]))
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)

@@ -81,8 +81,8 @@ def _gpus(config: TrainConfig, deployment: Deployment) -> Iterator[Complaint]:
         yield Complaint(
             ("online.num_servers", "online.tensor_parallel", "online.trainers", "run.device"),
             f"online.num_servers = {online.num_servers} times online.tensor_parallel = {online.tensor_parallel} and "
-            f"{len(deployment.trainer_gpus)} training rank(s) take {deployment.gpus} GPUs, but {here} are visible here: "
-            "lower them, or set run.device=cpu.",
+            f"{len(deployment.trainer_gpus)} training rank(s) take {deployment.gpus} GPUs, but {here} are visible "
+            "here: lower them, or set run.device=cpu.",
         )
 
 

@@ -4,7 +4,7 @@ from signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal, signal
 
 
 class StopRequests:
-    """Counts the signals that arrive while it is entered, in the main thread; those that were ignored stay so (nohup)."""
+    """Counts the signals that arrive while it is entered, in the main thread; ignored ones stay so (nohup)."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -34,7 +34,9 @@ def require_same_tokenizer(url: str, encode: Callable[[str], Sequence[int]], tim
         with urllib.request.urlopen(request, timeout=timeout) as response:
             theirs = json.loads(response.read())["tokens"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"Server {url} does not tokenize ({error}): is it an SGLang server of 0.5.14 or later?") from error
+        raise UserError(
+            f"Server {url} does not tokenize ({error}): is it an SGLang server of 0.5.14 or later?"
+        ) from error
     ours = [list(encode(text)) for text in PROBE]
     if theirs != ours:
         place = next((i for i, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), 0)

@@ -43,7 +43,7 @@ class Trainers:
         self.child = Child("torchrun", command, self._logs / "torchrun.log", environment)
 
     def ask_to_stop(self) -> None:
-        """Have the ranks end behind the step they are at, with a checkpoint. torchrun itself would not wait for that."""
+        """Have the ranks end behind the step they are at, with a checkpoint; torchrun would not wait for that."""
         if self.returncode is None and self.child is not None:
             ask_to_stop(children(self.child.pid))
 

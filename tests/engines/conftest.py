@@ -1,4 +1,4 @@
-"""The engines' environment, a Mooncake master, and servers that stand in for SGLang where SGLang is not the question."""
+"""The engines' environment, a Mooncake master, and a stand-in for SGLang where SGLang is not the question."""
 
 import json
 import sys

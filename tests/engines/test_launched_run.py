@@ -1,4 +1,4 @@
-"""The whole thing: one `dflash train` with a Mooncake master, two SGLang servers and two gloo ranks; then with faults."""
+"""The whole thing: one `dflash train` with a Mooncake master, two SGLang servers and two gloo ranks; then faults."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The launcher and its ranks for real, a real Mooncake store, servers that stand in for SGLang; parts killed for real."""
+"""The launcher and its ranks, a real Mooncake store, servers that stand in for SGLang; parts are killed for real."""
 
 import json
 import os
