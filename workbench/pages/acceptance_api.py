@@ -24,7 +24,7 @@ def add_endpoints(desk: EvaluateJobs) -> None:
         """One result: acceptance per slot, tau by set, category, language and place, by entropy, most-missed tokens."""
         return said(lambda: summary(desk.results.load(result)))
 
-    def compare(first: str, second: str) -> dict:
+    def compare_results(first: str, second: str) -> dict:
         """Two results on the prompts they share: the second's tau less the first's, with interval and counts."""
         return said(lambda: _pair(desk, first, second))
 
@@ -92,7 +92,7 @@ def add_endpoints(desk: EvaluateJobs) -> None:
         said(lambda: desk.act("resume", job))
         return desk.rows()
 
-    readings = (evaluations, acceptance, compare, whatif, block_sizes, evaluate_jobs)
+    readings = (evaluations, acceptance, compare_results, whatif, block_sizes, evaluate_jobs)
     doings = (evaluate_start, benchmark_start, evaluate_stop, evaluate_resume)
     for endpoint in (*readings, *doings):
         gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=None)
