@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dflash.training.run_folder import RunFolder
     from dflash.training.world import World
 
-
 _LOG = logging.getLogger(__name__)
 
 
