@@ -26,7 +26,8 @@ def write_run(
         run.set_status("running", step=steps, max_steps=2 * steps)
     else:
         run.set_status(state, step=steps)
-    (run.path / "log.txt").write_text(f"INFO Training from step 0 to {steps}.\nINFO Checkpoint step_0000020 is complete.\n")
+    lines = [f"INFO Training from step 0 to {steps}.", "INFO Checkpoint step_0000020 is complete."]
+    (run.path / "log.txt").write_text("".join(line + "\n" for line in lines))
     began = time.time() - age
     os.utime(run.path / "environment.json", (began, began))
     return run
@@ -50,7 +51,8 @@ def _records(step: int, steps: int, draw: random.Random):
         "slot_prefix": [0.5, 0.3, 0.1],
         "slot_count": [512.0, 509.0, 505.0],
     }
-    speed = {"tokens": 100, "tokens_per_s": 900 + 100 * draw.random(), "data_wait_percent": draw.random(), "memory_gib": 1.5}
+    pace = {"tokens": 100, "tokens_per_s": 900 + 100 * draw.random()}
+    speed = {**pace, "data_wait_percent": draw.random(), "memory_gib": 1.5}
     setting = {"lr": 1e-3 * (1 - step / (steps + 1)), "grad_norm": 0.5 + draw.random(), "skipped": False}
     yield {**where, "kind": "train", **setting, "loss": loss, **slots, "tau_estimate": 3 - loss / 4, **speed}
     if step % max(1, steps // 10) == 0:

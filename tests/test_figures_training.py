@@ -24,7 +24,8 @@ from workbench.run_views import curves_view
 
 
 def train(step: int, **values) -> dict:
-    record = {"step": step, "batch": step, "kind": "train", "skipped": False, "loss": 5 - step / 10, "tau_estimate": 1.5}
+    where = {"step": step, "batch": step, "kind": "train", "skipped": False}
+    record = where | {"loss": 5 - step / 10, "tau_estimate": 1.5}
     speed = {"lr": 1e-3, "grad_norm": 2.0, "tokens_per_s": 100.0, "data_wait_percent": 3.0, "memory_gib": 1.5}
     slots = {"slot_accuracy": [0.5, 0.25], "slot_count": [40.0, 40.0]}
     return record | speed | slots | values
@@ -85,7 +86,9 @@ def test_a_slot_without_a_number_keeps_its_place():
 
 
 @pytest.mark.parametrize(
-    ("draw", "value"), [(learning_rate, 1e-3), (tokens_per_second, 100.0), (data_wait, 3.0)], ids=lambda it: str(it)[:30]
+    ("draw", "value"),
+    [(learning_rate, 1e-3), (tokens_per_second, 100.0), (data_wait, 3.0)],
+    ids=["lr", "speed", "wait"],
 )
 def test_settings_and_speed_are_drawn_over_steps(run, draw, value):
     (trace,) = draw(run).data
@@ -115,8 +118,8 @@ def test_nothing_recorded_is_an_empty_chart_and_no_error():
 
 
 def test_skipped_steps_and_missing_numbers_leave_gaps_not_zeros():
-    records = [train(1), train(2, loss=float("nan")), train(3, loss=None), {"step": 4, "kind": "train", "skipped": True}, train(5)]
-    series = RunSeries("one", records)
+    skipped = {"step": 4, "kind": "train", "skipped": True}
+    series = RunSeries("one", [train(1), train(2, loss=float("nan")), train(3, loss=None), skipped, train(5)])
     assert traces(loss_curves(series))["training"][0] == [1, 5]
     assert series.skipped == [4]
     assert list(series.column("train", "lr")[0]) == [1, 2, 3, 5]
@@ -165,7 +168,8 @@ def test_zooming_in_shows_what_the_whole_run_had_thinned_out():
 def test_the_live_page_gets_the_same_curves_as_plain_numbers(run):
     view = curves_view([run, RunSeries("two", [train(9)])])
     loss = next(panel for panel in view["panels"] if panel["key"] == "loss")
-    assert [(curve["run"], curve["label"]) for curve in loss["curves"]] == [(0, "training"), (0, "held out"), (1, "training")]
+    drawn = [(curve["run"], curve["label"]) for curve in loss["curves"]]
+    assert drawn == [(0, "training"), (0, "held out"), (1, "training")]
     assert loss["curves"][0]["y"] == pytest.approx([4.9, 4.8, 4.7, 4.6])
     assert view["span"] == [1, 9]
     assert [run["name"] for run in view["runs"]] == ["one", "two"]

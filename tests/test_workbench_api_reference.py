@@ -48,10 +48,14 @@ def test_every_example_is_python_that_gives_each_required_argument(endpoints):
     ]
     assert len(calls) == len(endpoints)
     for call, (name, info) in zip(calls, endpoints.items(), strict=True):
-        given = {k.arg: k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value) for k in call.keywords}
+        given = {keyword.arg: _value(keyword.value) for keyword in call.keywords}
         assert given.pop("api_name") == name
         assert set(given) == {p["parameter_name"] for p in info["parameters"] if not p["parameter_has_default"]}
         for parameter in info["parameters"]:
             kind = {"str": str, "int": int, "float": float}.get(parameter["python_type"]["type"])
             if kind and parameter["parameter_name"] in given:
                 assert isinstance(given[parameter["parameter_name"]], kind), f"{name}: {parameter['parameter_name']}"
+
+
+def _value(node: ast.expr):
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)

@@ -173,7 +173,8 @@ def test_the_row_of_a_run_that_was_cut_forgets_what_was_cut(root, run):
 def test_lines_that_are_no_records_are_counted_and_left_out(root, run):
     root.summary("one")
     with open(run.metrics_file, "a") as file:
-        file.write('{"step": 5, "loss"\n[1, 2]\n{"loss": 1.0}\n' + "[" * 100_000 + "\n\n" + json.dumps(train_record(6)) + "\n")
+        file.write('{"step": 5, "loss"\n[1, 2]\n{"loss": 1.0}\n' + "[" * 100_000 + "\n\n")
+        file.write(json.dumps(train_record(6)) + "\n")
     records, cursor = root.metrics("one")
     assert [record["step"] for record in records] == [2, 3, 3, 4, 6]
     assert cursor.unreadable == 4
@@ -213,7 +214,9 @@ def test_a_deleted_metrics_file_starts_over(root, run):
     assert records == [] and after.restarts == 1 and after.offset == 0
 
 
-@pytest.mark.parametrize("name", ["..", ".", "", "../other", "/etc", "a/b", "a\\b", ".hidden", "x" * 101, "a\n", "a\0", None])
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "../other", "/etc", "a/b", "a\\b", ".hidden", "x" * 101, "a\n", "a\0", None]
+)
 def test_names_that_are_none_are_refused(root, run, name):
     with pytest.raises(UserError, match="no plain name"):
         root.path(name)
@@ -257,7 +260,8 @@ def test_reading_from_either_end_finds_the_same_lines_whatever_the_chunks(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(3.6, "4 s"), (61, "1 min"), (3_599, "1 h 0 min"), (12_000, "3 h 20 min"), (187_000, "2 d 4 h")]
+    ("seconds", "words"),
+    [(3.6, "4 s"), (61, "1 min"), (3_599, "1 h 0 min"), (12_000, "3 h 20 min"), (187_000, "2 d 4 h")],
 )
 def test_durations_are_exact_enough_to_plan_with(seconds, words):
     assert duration(seconds) == words

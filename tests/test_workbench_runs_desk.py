@@ -89,7 +89,8 @@ def test_only_what_stopped_early_and_saved_something_can_be_resumed(desk, root):
     write_run(root, "without", state="stopped")
     (write_run(root, "with", state="stopped").checkpoints / "step_0000020").mkdir(parents=True)
     (write_run(root, "done").checkpoints / "step_0000040").mkdir(parents=True)
-    assert {row["name"]: row["can_resume"] for row in desk.table()["rows"]} == {"without": False, "with": True, "done": False}
+    resumable = {row["name"]: row["can_resume"] for row in desk.table()["rows"]}
+    assert resumable == {"without": False, "with": True, "done": False}
     with pytest.raises(UserError, match="no checkpoint"):
         desk.act("without", "resume")
 
@@ -218,7 +219,8 @@ def test_damaged_checkpoints_are_told_apart_from_sound_ones(desk, root):
 def test_csv_has_every_record_of_every_run(desk, root):
     write_run(root, "one", steps=20)
     run = write_run(root, "two", steps=20)
-    run.append_metrics({"step": 21, "batch": 21, "kind": "train", "online": {"ready": 3, "servers": [{"address": "a,b"}]}})
+    online = {"ready": 3, "servers": [{"address": "a,b"}]}
+    run.append_metrics({"step": 21, "batch": 21, "kind": "train", "online": online})
     rows = list(csv.DictReader(io.StringIO(desk.csv(["one", "two"]))))
     assert [row["kind"] for row in rows].count("train") == 41
     assert (rows[-1]["online.ready"], rows[-1]["online.servers/1.address"]) == ("3", "a,b")

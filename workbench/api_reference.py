@@ -1,4 +1,4 @@
-"""docs/api.md, written from the endpoints that the running app has: `python -m workbench.api_reference > docs/api.md`."""
+"""docs/api.md, written from the endpoints that the app has: `python -m workbench.api_reference > docs/api.md`."""
 
 import json
 import sys
@@ -18,9 +18,9 @@ result = client.predict("Count to three.", max_new_tokens=32, api_name="/decode"
 print(result["speedup"], result["identical"])
 ```
 
-Arguments may be given by name. Mistakes come back as `gradio_client.exceptions.AppError` with the sentence that the page
-would show. What computes with the target (decoding, leak test, layer check) waits for its turn: one at a time on one
-machine. Links to pages (`/runs?run=NAME`, `/?prompt=...`) hold all they need and survive a restart.
+Arguments may be given by name. Mistakes come back as `gradio_client.exceptions.AppError` with the sentence that the
+page would show. What computes with the target (decoding, leak test, layer check) waits for its turn: one at a time on
+one machine. Links to pages (`/runs?run=NAME`, `/?prompt=...`) hold all they need and survive a restart.
 
 This file is written by `python -m workbench.api_reference > docs/api.md`; a test compares it with the app.
 """

@@ -18,7 +18,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, tuple[str, ...]]]:
-    """Settings that are not the same everywhere, in the order of the first tree that has them, with each one's value."""
+    """Settings that are not the same everywhere, in the order of the first tree that has them, with all values."""
     flats = [flatten(tree) for tree in trees]
     names = list(dict.fromkeys(name for flat in flats for name in flat))
     rows = [(name, tuple(in_words(flat[name]) if name in flat else ABSENT for flat in flats)) for name in names]

@@ -19,7 +19,7 @@ class Line:
     kind: str
     column: str
     label: str
-    style: str  # "line": many points, drawn with the band they cover; "dots": single measurements; "diamonds": decoding
+    style: str  # "line": many points, drawn with the band they cover; "dots": measurements; "diamonds": decoding
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of one run, thinned for drawing. `run` is its place among the runs; `slot` from 1 where it is of a slot."""
+    """A line of one run, thinned for drawing. `run` is its place among the runs; `slot`, from 1, where it is of one."""
 
     run: int
     label: str

@@ -1,4 +1,4 @@
-"""Fewer points for a curve, such that no peak is lost: per bucket of steps the mean, the least and the largest value."""
+"""Fewer points for a curve, such that no peak is lost: per bucket of steps the mean, least and largest value."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Thinned:
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int, span: tuple[float, float] | None = None) -> Thinned:
-    """At most `points` points of a curve inside `span` of x, and one neighbour on each side, so that lines reach the edge.
+    """At most `points` points of a curve inside `span` of x, with one neighbour on each side: lines reach the edge.
 
     Args:
         x: increasing, finite. y: finite, as long as x.

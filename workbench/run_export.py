@@ -18,11 +18,15 @@ from workbench.run_summary import RunSummary
 
 _FIRST = ("run", "kind", "step", "batch")
 _STYLE = """
-:root { color-scheme: light; } body { font: 15px/1.5 system-ui, sans-serif; margin: 24px auto; max-width: 1100px; padding: 0 16px;
-color: #1b2026; background: #fff; } h1 { font-size: 22px; } h2 { font-size: 18px; margin-top: 32px; }
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 24px auto; max-width: 1100px; padding: 0 16px; color: #1b2026;
+background: #fff; }
+h1 { font-size: 22px; } h2 { font-size: 18px; margin-top: 32px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { text-align: right; padding: 3px 14px 3px 0; border-bottom: 1px solid #e0e3e7; } th:first-child, td:first-child { text-align: left; }
-details { margin: 4px 0 20px; font-size: 14px; } summary { cursor: pointer; color: #56606c; } .scroll { overflow-x: auto; } p.muted { color: #56606c; }
+th, td { text-align: right; padding: 3px 14px 3px 0; border-bottom: 1px solid #e0e3e7; }
+th:first-child, td:first-child { text-align: left; }
+details { margin: 4px 0 20px; font-size: 14px; } summary { cursor: pointer; color: #56606c; }
+.scroll { overflow-x: auto; } p.muted { color: #56606c; }
 """
 
 
@@ -64,7 +68,8 @@ def _flat(run: str, record: Record) -> dict[str, Any]:
 
 def _entries(name: str, value: Any) -> dict[str, Any]:
     if isinstance(value, dict):
-        return {column: entry for key, part in value.items() for column, entry in _entries(f"{name}.{key}", part).items()}
+        named = value.items()
+        return {column: entry for key, part in named for column, entry in _entries(f"{name}.{key}", part).items()}
     if isinstance(value, list):
         numbered = enumerate(value, 1)
         return {column: entry for i, part in numbered for column, entry in _entries(f"{name}/{i}", part).items()}
@@ -95,7 +100,8 @@ def _figure(figure: go.Figure, explains: str, key: str) -> list[str]:
     figure.update_xaxes(fixedrange=False)
     figure.update_yaxes(fixedrange=False)
     figure.update_layout(paper_bgcolor="#ffffff", plot_bgcolor="#ffffff")
-    drawn = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{key}", config={"displaylogo": False})
+    quiet = {"displaylogo": False}
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{key}", config=quiet)
     rows = [
         [trace.name, _number(x), _number(y)]
         for trace in figure.data

@@ -51,7 +51,9 @@ def write_notes(run: Path, text: str, tags: str, seen: str | None = None) -> Not
     if len(words) > MOST_TAGS or not all(_TAG.fullmatch(word) for word in words):
         raise UserError(f"Tags are up to {MOST_TAGS} words of up to 40 characters: give fewer or shorter ones.")
     if seen is not None and read_notes(run).version != seen:
-        raise UserError("These notes were changed elsewhere meanwhile: copy your text, reload the page and add it again.")
+        raise UserError(
+            "These notes were changed elsewhere meanwhile: copy your text, reload the page and add it again."
+        )
     notes = Notes(text, tuple(words))
     try:
         write_atomically(run / FILE, json.dumps({"text": text, "tags": words}, ensure_ascii=False, indent=2) + "\n")

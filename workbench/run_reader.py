@@ -45,7 +45,9 @@ class RunsRoot:
         check_name(name)
         path = self.root / name
         if path.resolve().parent != self.root.resolve():
-            raise UserError(f"Run {name!r} lies outside of {self.root}: move it there, or start with --runs on its folder.")
+            raise UserError(
+                f"Run {name!r} lies outside of {self.root}: move it there, or start with --runs on its folder."
+            )
         if not _is_run(path):
             raise UserError(f"There is no run {name!r} in {self.root} (any more): choose one of the table.")
         return path

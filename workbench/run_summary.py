@@ -147,7 +147,9 @@ def state_of(status: dict[str, Any], now: float) -> tuple[str, str]:
 
 def unreadable_in_words(lines: int) -> str:
     """For lines of metrics.jsonl that are no records."""
-    return f"{'One line' if lines == 1 else f'{lines:,} lines'} of metrics.jsonl could not be read and {'is' if lines == 1 else 'are'} left out."
+    if lines == 1:
+        return "One line of metrics.jsonl could not be read and is left out."
+    return f"{lines:,} lines of metrics.jsonl could not be read and are left out."
 
 
 def duration(seconds: float) -> str:

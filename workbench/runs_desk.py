@@ -56,7 +56,8 @@ class RunsDesk:
         if points is not None and not 2 <= points <= _MOST_POINTS:
             raise UserError(f"{points} points of a curve are not possible: ask for 2 to {_MOST_POINTS:,}.")
         found = [self._get(name) for name in names]
-        now = stamp([[name, cursor.offset, cursor.restarts] for name, (_, cursor) in zip(names, found, strict=True)] + [span])
+        places = [[name, cursor.offset, cursor.restarts] for name, (_, cursor) in zip(names, found, strict=True)]
+        now = stamp([places, span])
         if now == seen:
             return None
         runs = [series for series, _ in found]

@@ -8,7 +8,17 @@ from gradio.themes.utils import colors, fonts, sizes
 
 _STATIC = Path(__file__).parent / "static"
 _PAGE_STYLES = ("tokens.css", "page.css")
-_COMPONENT_STYLES = ("layout.css", "train.css", "race.css", "details.css", "history.css", "ways.css", "anatomy.css", "runs.css", "acceptance.css")
+_COMPONENT_STYLES = (
+    "layout.css",
+    "train.css",
+    "race.css",
+    "details.css",
+    "history.css",
+    "ways.css",
+    "anatomy.css",
+    "runs.css",
+    "acceptance.css",
+)
 
 
 @lru_cache

@@ -53,7 +53,7 @@ class Ticket:
         self._turns = turns
 
     def waiting(self, look_again: float = _LOOK_AGAIN_SECONDS) -> Iterator[int]:
-        """How many are ahead, at once, whenever that changes and every `look_again` seconds; ends when it is our turn."""
+        """How many are ahead: at once, at every change and every `look_again` seconds; ends when it is our turn."""
         changed = self._turns._changed
         while True:
             with changed:

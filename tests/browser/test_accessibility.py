@@ -70,5 +70,5 @@ def test_every_link_of_the_bar_is_seen_on_a_phone(visit_at, filled_workbench):
 
 def test_a_violation_would_be_found(visit_at, filled_workbench):
     page = visit_at(filled_workbench, "runs").page
-    page.evaluate("document.querySelector('.df-bar-top').append(Object.assign(document.createElement('img'), {src: 'data:,'}))")
-    assert any("image-alt" in line for line in grave_violations(page))
+    page.evaluate("document.querySelector('.df-bar-top').append(document.createElement('button'))")
+    assert any("button-name" in line for line in grave_violations(page))

@@ -47,11 +47,11 @@ def names_in(page) -> list[str]:
 
 def steps_in_view(page) -> tuple[float, float]:
     """First and last step of the loss chart's crosshair, moved by keys."""
-    plot = page.locator("[data-panel=loss] .df-plot")
+    plot, where = page.locator("[data-panel=loss] .df-plot"), "[data-panel=loss] .df-curve-where"
     ends = []
     for key in ("Home", "End"):
         plot.press(key)
-        ends.append(float(page.text_content("[data-panel=loss] .df-curve-where").removeprefix("step ").replace(",", "")))
+        ends.append(float(page.text_content(where).removeprefix("step ").replace(",", "")))
     return ends[0], ends[1]
 
 
@@ -247,7 +247,7 @@ def test_a_run_deleted_while_it_is_looked_at_is_a_sentence(root, look):
     page = look("?run=two")
     curves_of(page, "two")
     shutil.rmtree(run.path)
-    page.wait_for_function("document.querySelector('.df-curves .df-trouble').textContent.includes(\"There is no run 'two'\")")
+    page.wait_for_selector(".df-curves .df-trouble:has-text(\"There is no run 'two'\")")
     page.click(".df-run-name:has-text('one')")
     curves_of(page, "one")
     assert page.locator(".df-curves .df-trouble").is_hidden()
@@ -275,7 +275,8 @@ def test_everything_can_be_taken_away(root, look, tmp_path, chromium):
         download.value.save_as(files[kind])
     rows = list(csv.DictReader(io.StringIO(files["csv"].read_text())))
     assert [row["run"] for row in rows if row["kind"] == "train"] == ["one"] * 20 + ["two"] * 20
-    assert float(rows[0]["slot_accuracy/2"]) == pytest.approx(json.loads((root / "one/metrics.jsonl").read_text().split("\n")[0])["slot_accuracy"][1])
+    first = json.loads((root / "one" / "metrics.jsonl").read_text().partition("\n")[0])
+    assert float(rows[0]["slot_accuracy/2"]) == pytest.approx(first["slot_accuracy"][1])
     assert files["png"].read_bytes().startswith(b"\x89PNG") and files["png"].stat().st_size > 20_000
     context = chromium.new_context()
     exported, requests, errors = context.new_page(), [], []

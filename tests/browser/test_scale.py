@@ -41,7 +41,9 @@ _WATCH = """(selector) => {
   look();
   window.slowest = {};
   new PerformanceObserver((list) => {
-    for (const entry of list.getEntries()) window.slowest[entry.name] = Math.max(window.slowest[entry.name] || 0, entry.duration);
+    for (const { name, duration } of list.getEntries()) {
+      window.slowest[name] = Math.max(window.slowest[name] || 0, duration);
+    }
   }).observe({ type: "event", durationThreshold: 16, buffered: true });
 }"""
 
@@ -96,7 +98,8 @@ def test_every_page_opens_as_fast_as_on_an_empty_workbench(opened, workbenches, 
             times.append(page.evaluate("window.firstContent"))
             page.context.close()
     best_empty, best_full = min(empty), min(full)
-    print(f"{path}: first content after {best_full:.0f} ms, {best_empty:.0f} ms when empty: {best_full / best_empty:.2f} x")
+    ratio = best_full / best_empty
+    print(f"{path}: first content after {best_full:.0f} ms, {best_empty:.0f} ms when empty: {ratio:.2f} x")
     assert best_full <= RATIO * best_empty + SCATTER
     assert best_full <= FIRST_PAINT * patience()
 
@@ -160,7 +163,9 @@ def test_choosing_a_run_in_the_table_draws_its_curves_soon(opened, workbenches):
                 """(name) => new Promise((done) => {
                   const began = performance.now();
                   const panel = document.querySelector(".df-curves");
-                  const drawn = () => { if (panel.dataset.ready === name) requestAnimationFrame(() => done(performance.now() - began)); };
+                  const drawn = () => {
+                    if (panel.dataset.ready === name) requestAnimationFrame(() => done(performance.now() - began));
+                  };
                   new MutationObserver(drawn).observe(panel, { attributes: true });
                   [...document.querySelectorAll(".df-run-name")].find((node) => node.textContent === name).click();
                 })""",

@@ -33,7 +33,13 @@ def _rgb(colour: str) -> tuple[int, int, int]:
 def lay_out(figure: go.Figure, question: str, *, x: str, y: str, height: int = 300) -> go.Figure:
     """The house style: a question as title, named axes with units, no toolbar, a transparent ground."""
     figure.update_layout(
-        title={"text": question, "x": 0, "xref": "container", "font": {"size": 17}, "pad": {"l": 2, "t": 4}, "y": 1, "yref": "container", "yanchor": "top"},
+        title={
+            "text": question,
+            "font": {"size": 17},
+            "pad": {"l": 2, "t": 4},
+            **{"x": 0, "xref": "container"},
+            **{"y": 1, "yref": "container", "yanchor": "top"},
+        },
         font={"family": FONT, "size": 13},
         height=height,
         margin={"l": 56, "r": 12, "t": 48, "b": 48},
@@ -44,6 +50,7 @@ def lay_out(figure: go.Figure, question: str, *, x: str, y: str, height: int = 3
         bargap=0.25,
     )
     axis_title = {"font": {"size": 13}}
-    figure.update_xaxes(title={"text": x} | axis_title, gridcolor="rgba(128,138,150,0.25)", zeroline=False, fixedrange=True)
-    figure.update_yaxes(title={"text": y} | axis_title, gridcolor="rgba(128,138,150,0.25)", zeroline=False, fixedrange=True)
+    shared = {"gridcolor": "rgba(128,138,150,0.25)", "zeroline": False, "fixedrange": True}
+    figure.update_xaxes(title={"text": x} | axis_title, **shared)
+    figure.update_yaxes(title={"text": y} | axis_title, **shared)
     return figure

@@ -81,7 +81,8 @@ def slot_profile_figure(*runs: RunSeries) -> go.Figure:
             mode="lines+markers",
             line={"color": RUNS[place % len(RUNS)], "width": 2},
             customdata=[[share.hits, share.total] for share in shares],
-            hovertemplate="slot %{x}: %{y:.1f} %<br>%{customdata[0]} of %{customdata[1]} tokens<extra>%{fullData.name}</extra>",
+            hovertemplate="slot %{x}: %{y:.1f} %<br>%{customdata[0]} of %{customdata[1]} tokens"
+            "<extra>%{fullData.name}</extra>",
         )
     figure.update_xaxes(dtick=1)
     figure.update_yaxes(range=[0, 104], ticksuffix=" %")
