@@ -41,11 +41,6 @@ class Rate:
     value: float
     origin: str
 
-    @property
-    def measured(self) -> bool:
-        """Whether some run had it."""
-        return self.origin.startswith("measured")
-
 
 @dataclass(frozen=True)
 class Rates:
