@@ -15,6 +15,7 @@ from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).resolve().parent
 _FIGURE = "application/vnd.plotly.v1+json"
+_SECONDS = 600  # for a cell, a kernel's start or a picture, on a busy machine
 
 
 def main() -> None:
@@ -24,8 +25,11 @@ def main() -> None:
     os.environ["DFLASH_NOTEBOOK_SETTING"] = "recorded"
     paths = [path for number in args.numbers for path in sorted(HERE.glob(f"{number}_*.ipynb"))]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox"], timeout=1000 * _SECONDS
+        )
         page = browser.new_page()
+        page.set_default_timeout(1000 * _SECONDS)
         page.set_content(f"<script>{plotly.offline.get_plotlyjs()}</script>")
         for path in paths:
             record(path, page)
@@ -36,7 +40,8 @@ def main() -> None:
 def record(path: Path, page: Page) -> None:
     """Execute a notebook in place."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    resources = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=_SECONDS, startup_timeout=_SECONDS, resources=resources).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day, different every time
         for output in cell.get("outputs", ()):
