@@ -85,6 +85,34 @@ def test_a_capture_reports_what_it_wrote_and_finds_it_there_the_next_time(config
     assert (again["documents"], again["resumed"], again["shards"]) == (0, 60, 0)
 
 
+def test_a_capture_that_has_nothing_to_do_says_so_without_importing_torch(config_file, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "cache"
+    arguments = ["capture", str(config_file), "--out", str(out), "--shard-mb", "1", "--json"]
+    assert main(arguments) == 0
+    capsys.readouterr()
+
+    def again(*more: str) -> tuple[dict, bool]:
+        """The report, and whether torch was imported for it."""
+        code = "import sys; from dflash.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+        root = str(Path(__file__).resolve().parent.parent)
+        environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", code, *arguments, *more]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        report, imported = result.stdout.splitlines()
+        return json.loads(report), imported == "True"
+
+    report, imported = again()
+    assert (report["documents"], report["resumed"], report["rejected"]) == (0, 60, 0) and not imported
+    assert again("run.max_steps=7", "data.validation_size=3") == (report, False), "what the features do not depend on"
+    write_talk(tmp_path / "talk.jsonl", 60)  # the same, written later: looked at again
+    (more, imported), (last, quick) = again(), again()
+    assert imported and not quick and more["resumed"] == last["resumed"] == 60
+    shard = sorted(out.glob("shard-*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(subprocess.CalledProcessError):
+        again()  # the cache itself finds the damage
+
+
 def test_new_conversations_are_added_to_a_cache(config_file, tiny_target, tmp_path, capsys):
     arguments = ["capture", str(config_file), f"features.cache={tmp_path / 'cache'}", "features.source=cache"]
     assert main(arguments) == 0

@@ -1,16 +1,14 @@
 """Training with features from elsewhere: the curve and the weights of training with the target, bit for bit."""
 
 import json
-import os
 import random
-import signal
 import threading
 import time
 
 import pytest
 import torch
 from online_fakes import FakeServer, FakeStore
-from tiny_runs import metrics, open_trainer, tiny_config, weights, write_conversations
+from tiny_runs import ask_to_stop_behind, metrics, open_trainer, tiny_config, weights, write_conversations
 
 from dflash.errors import UserError
 from dflash.features.in_process import InProcessFeatures
@@ -95,14 +93,7 @@ def test_a_run_that_was_stopped_asks_again_for_what_was_in_flight(config, tmp_pa
     go_online()
     whole = train(config(), tmp_path / "whole", progress=False)
     with open_trainer(config(), tmp_path / "cut") as trainer:
-        after_step = trainer._after_step
-
-        def stop_behind_the_third():
-            after_step()
-            if trainer.state.step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        trainer._after_step = stop_behind_the_third
+        ask_to_stop_behind(trainer, 3)
         assert trainer.fit() is False
     assert not store.objects
     cut = train(config(), tmp_path / "cut", resume=True, progress=False)

@@ -248,7 +248,6 @@ def _gradients(settings, path):
 @pytest.mark.parametrize(
     ("settings", "size", "said"),
     [
-        (ParallelConfig(cpu_offload=True), 2, "cpu_offload = true does nothing on a CPU"),
         (ParallelConfig(strategy="hybrid", shard_size=3), 4, "shard_size = 3 does not divide the 4 ranks"),
         (ParallelConfig(strategy="hybrid"), 4, "needs parallel.shard_size"),
     ],

@@ -1,9 +1,7 @@
 """Training: schedule, exact resume, interruption, warm start, and that a draft really learns."""
 
 import json
-import os
 import shutil
-import signal
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from dflash.training.run_folder import RunFolder
 from dflash.training.schedule import learning_rate
 from dflash.training.trainer import train
 from dflash.training.warm_start import warm_start
-from tiny_runs import metrics, open_trainer, tiny_config, weights, write_conversations
+from tiny_runs import ask_to_stop_behind, metrics, open_trainer, tiny_config, weights, write_conversations
 
 
 @pytest.fixture
@@ -61,14 +59,7 @@ def test_a_run_that_was_asked_to_stop_goes_on_bit_for_bit(config, tmp_path, sett
     settings = config(**settings)
     whole = train(settings, tmp_path / "whole", progress=False)
     with open_trainer(settings, tmp_path / "cut") as trainer:
-        after_step = trainer._after_step
-
-        def stop_behind_the_third():
-            after_step()
-            if trainer.state.step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        trainer._after_step = stop_behind_the_third
+        ask_to_stop_behind(trainer, 3)
         assert trainer.fit() is False
         assert trainer.store.latest().name == "step_0000004", "the step under way is finished first"
     cut = train(settings, tmp_path / "cut", resume=True, progress=False)
@@ -375,10 +366,18 @@ def test_warm_start_refuses_another_shape(tiny_target):
         warm_start(draft, tiny_target, [1, 2, 3])
 
 
-def test_auto_that_finds_a_cpu_refuses_what_a_cpu_cannot_do_before_loading(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"blocks": {"attention": "flex"}}, "blocks.attention = 'flex' has no backward pass on a CPU"),
+        ({"parallel": {"cpu_offload": True}}, "parallel.cpu_offload = true does nothing on a CPU"),
+    ],
+)
+def test_auto_that_finds_a_cpu_refuses_what_a_cpu_cannot_do_before_loading(
+    config, tmp_path, monkeypatch, setting, said
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    settings = config(run={"device": "auto"})
-    settings.blocks.attention = "flex"
-    with pytest.raises(UserError, match="blocks.attention = 'flex' has no backward pass on a CPU"):
+    settings = config(run={"device": "auto"}, **setting)
+    with pytest.raises(UserError, match=said):
         train(settings, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()

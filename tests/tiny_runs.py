@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -53,6 +54,19 @@ def open_trainer(config: TrainConfig, path: Path):
     with Reporter(run, config, ALONE, progress=False) as reporter:
         store = CheckpointStore(run.checkpoints, config.checkpoint.keep, ALONE)
         yield Trainer(config, run, ALONE, reporter, store, store.newest())
+
+
+def ask_to_stop_behind(trainer: Trainer, step: int) -> None:
+    """SIGTERM reaches this process when all is done that belongs to a step."""
+    after_step = trainer._after_step
+
+    def and_then():
+        cut_short = after_step()
+        if trainer.state.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return cut_short
+
+    trainer._after_step = and_then
 
 
 def metrics(run_dir: Path, kind: str | None = None) -> list[dict]:

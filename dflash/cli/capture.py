@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from dflash.cli.options import hide_loading_bars, pick_device, whole_number
 from dflash.errors import UserError
+from dflash.layer_ids import default_layer_ids
 
 if TYPE_CHECKING:
     from dflash.complaints import Complaint
     from dflash.config import TrainConfig
     from dflash.data.load import Loaded
+    from dflash.features.capture_record import CaptureReport
     from dflash.target import TargetModel
 
 
@@ -40,32 +42,46 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dflash.config import load_config
+    from dflash.features.capture_record import finished_before, request_key
     from dflash.recipes import resolve_recipe
 
     config = load_config(resolve_recipe(args.config), args.overrides, also=_complaints)
     out = _out(args.out, config)
+    key = request_key(config, _layer_ids(config))
+    done = key and finished_before(out, key)
+    report, rejected = done or _capture(args, config, out, key)
+    if args.json:
+        print(json.dumps({"out": str(out), "rejected": rejected, **asdict(report)}))
+    else:
+        print(
+            f"{out}: {report.documents} conversations written ({report.tokens} tokens, {report.bytes / 2**20:.0f} MiB "
+            f"in {report.shards} shards), {report.resumed} were there already, {rejected} cannot be used.\n"
+            f"Train from them: {_train_command(args, config, out)}"
+        )
+    return 0
+
+
+def _capture(
+    args: argparse.Namespace, config: "TrainConfig", out: Path, key: str | None
+) -> "tuple[CaptureReport, int]":
+    """Capture what is missing, and note under `key` that nothing is any more."""
     device = pick_device(config.run.device)
 
     from dflash.features.capture import capture
+    from dflash.features.capture_record import note_finished
     from dflash.target import TargetModel
 
     hide_loading_bars()
     name, revision = config.target.name, config.target.revision
     target = TargetModel.load(name, dtype=config.target.dtype, device=device, revision=revision)
     loaded = _conversations(config, target)
-    layer_ids, shard_bytes = _layer_ids(config, target), args.shard_mb << 20
+    layer_ids = _layer_ids(config) or default_layer_ids(target.num_layers, config.draft.num_features)
     report = capture(
-        config, target, layer_ids, loaded.rendered, out, shard_bytes=shard_bytes, announce=_to_stderr
+        config, target, layer_ids, loaded.rendered, out, shard_bytes=args.shard_mb << 20, announce=_to_stderr
     )
-    if args.json:
-        print(json.dumps({"out": str(out), "rejected": len(loaded.rejects), **asdict(report)}))
-    else:
-        print(
-            f"{out}: {report.documents} conversations written ({report.tokens} tokens, {report.bytes / 2**20:.0f} MiB "
-            f"in {report.shards} shards), {report.resumed} were there already, {len(loaded.rejects)} cannot be used.\n"
-            f"Train from them: {_train_command(args, config, out)}"
-        )
-    return 0
+    if key:
+        note_finished(out, key, report, len(loaded.rejects))
+    return report, len(loaded.rejects)
 
 
 def _to_stderr(text: str) -> None:
@@ -105,16 +121,12 @@ def _out(given: Path | None, config: "TrainConfig") -> Path:
     return folders[0]
 
 
-def _layer_ids(config: "TrainConfig", target: "TargetModel") -> list[int]:
-    """The layers that the run's draft will ask for."""
-    from dflash.model.draft import DFlashDraft
-    from dflash.layer_ids import default_layer_ids
-    from dflash.training.draft_size import FROM_SCRATCH
+def _layer_ids(config: "TrainConfig") -> tuple[int, ...]:
+    """The layers that the run's draft will ask for; empty where the target is not here yet."""
+    from dflash.online.captured_layers import captured_layers
+    from dflash.target_facts import target_facts
 
-    draft = config.draft
-    if draft.init not in FROM_SCRATCH:
-        return DFlashDraft.from_pretrained(draft.init).config.target_layer_ids
-    return draft.target_layer_ids or default_layer_ids(target.num_layers, draft.num_features)
+    return captured_layers(config, target_facts(config.target.name, config.target.revision))
 
 
 def _conversations(config: "TrainConfig", target: "TargetModel") -> "Loaded":

@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from dflash.config import TrainConfig
 from dflash.data.template import Rendered
 from dflash.errors import UserError
 from dflash.features.cache_folder import CacheFolder
+from dflash.features.capture_record import CaptureReport
 from dflash.features.identity import FeatureIdentity, document_key
 from dflash.features.in_process import InProcessFeatures
 from dflash.target import TargetModel
@@ -20,19 +20,6 @@ from dflash.target import TargetModel
 SHARD_BYTES = 256 << 20
 _FORWARD_TOKENS = 16 << 10  # at most this many, padding included, in one forward on a GPU
 _HEADER_BYTES = 256  # of a shard and its index together, for one document
-
-
-@dataclass
-class CaptureReport:
-    """Counts over this call: documents, tokens and bytes written, and documents that were there already."""
-
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    shards: int = 0
-    resumed: int = 0
-    seconds: float = 0.0
-    bytes_per_token: int = 0
 
 
 def capture(

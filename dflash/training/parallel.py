@@ -28,7 +28,7 @@ def prepare_draft(draft: DFlashDraft, config: TrainConfig, world: World, *, comp
         compiler: backend of torch.compile where `parallel.compile` asks for it.
 
     Raises:
-        UserError: the strategy does not fit the number of ranks, or the option does nothing on this device.
+        UserError: the strategy does not fit the number of ranks.
     """
     settings = config.parallel
     check_parallel(settings, world)
@@ -47,13 +47,11 @@ def prepare_draft(draft: DFlashDraft, config: TrainConfig, world: World, *, comp
 
 
 def check_parallel(settings: ParallelConfig, world: World) -> None:
-    """Refuse what cannot work with these ranks or would do nothing on this device.
+    """Refuse what cannot work with these ranks; what the device makes pointless was refused on joining them.
 
     Raises:
         UserError: naming the setting, its value and what to do.
     """
-    if settings.cpu_offload and world.device.type == "cpu":
-        raise UserError("parallel.cpu_offload = true does nothing on a CPU, where all is in host memory: drop it.")
     if settings.strategy != "hybrid":
         return
     if settings.shard_size is None:
