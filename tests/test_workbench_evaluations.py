@@ -194,10 +194,10 @@ def test_recordings_are_marked_and_damaged_ones_refused(result_file, tmp_path):
             }
         )
     )
-    keep(result_file, sizes, tmp_path / "out", "the command")
+    keep(result_file, sizes, tmp_path / "out", "the command", "a note")
     assert read_report(tmp_path / "out" / "evaluation.json").counts == read_report(result_file).counts
     mark = json.loads((tmp_path / "out" / "block_sizes.json").read_text())["recorded"]
-    assert mark["machine"] == "C, 2 threads, float32" and mark["command"] == "the command"
+    assert mark["machine"] == "C, 2 threads, float32, a note" and mark["command"] == "the command"
     sizes.write_text("{}")
     with pytest.raises(UserError, match="no result of `dflash benchmark`"):
         keep(result_file, sizes, tmp_path / "out", "the command")

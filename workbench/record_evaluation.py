@@ -41,28 +41,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             ["benchmark", "--prompts", str(options.prompts), *few, *tokens, *models, "--json", str(sizes)]
         ):
             return code
-        keep(evaluation, sizes, options.out, command)
+        keep(evaluation, sizes, options.out, command, options.note)
     return 0
 
 
-def keep(evaluation: Path, sizes: Path, out: Path, command: str) -> None:
+def keep(evaluation: Path, sizes: Path, out: Path, command: str, note: str = "") -> None:
     """Mark two result files as recorded, and put them where the workbench looks for them.
+
+    `note` stands behind the machine's name wherever the recording is shown.
 
     Raises:
         UserError: one of them is no such result.
     """
     machines = (read_report(evaluation).machine, read_block_sizes(sizes).machine)  # damaged ones are refused here
     out.mkdir(parents=True, exist_ok=True)
-    report, measured = (
-        _marked(path, machine, command) for path, machine in zip((evaluation, sizes), machines, strict=True)
-    )
+    report = _marked(evaluation, machines[0], command, note)
+    measured = _marked(sizes, machines[1], command, note)
     write_report(out / RECORDED_EVALUATION.name, report)
     write_atomically(out / RECORDED_BLOCK_SIZES.name, json.dumps(measured, indent=2, ensure_ascii=False) + "\n")
     print(f"{out / RECORDED_EVALUATION.name} and {RECORDED_BLOCK_SIZES.name} are recorded.")
 
 
-def _marked(path: Path, machine: dict[str, Any], command: str) -> dict[str, Any]:
-    mark = {"machine": machine_words(machine), "date": date.today().isoformat(), "command": command}
+def _marked(path: Path, machine: dict[str, Any], command: str, note: str) -> dict[str, Any]:
+    words = ", ".join([machine_words(machine), *([note] if note else [])])
+    mark = {"machine": words, "date": date.today().isoformat(), "command": command}
     return {"recorded": mark} | json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt at most")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of target and draft")
+    parser.add_argument("--note", default="", help="words behind the machine's name, such as what else ran there")
     parser.add_argument("--out", type=Path, default=RECORDINGS, help="folder to write to")
     return parser
 
