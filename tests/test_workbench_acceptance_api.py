@@ -32,7 +32,7 @@ def test_a_result_comes_with_everything_the_page_draws(client):
 
 
 def test_two_results_are_compared_by_prompt(client):
-    pair = client.predict("one", "two", api_name="/compare")
+    pair = client.predict("one", "two", api_name="/compare_results")
     assert len(pair["pairs"]) == 3 == pair["better"] + pair["equal"] + pair["worse"]
 
 
