@@ -38,7 +38,7 @@ class Follower:
 def errors_into(log: Path) -> Iterator[None]:
     """Append what this process, its C++ libraries included, writes to stderr to a file."""
     sys.stderr.flush()
-    before, file = os.dup(2), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    before, file = os.dup(2), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 2)
     try:
         yield

@@ -21,7 +21,7 @@ def enter_rank(environment: Mapping[str, str] = os.environ) -> None:
     """
     tether.tie(int(environment[tether.VARIABLE]))
     path = rank_log(Path(environment[VARIABLE]), int(environment["RANK"]))
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
