@@ -102,6 +102,13 @@ def test_a_prompt_file_is_no_training_data_and_is_sent_where_it_belongs(place):
     assert "dflash synthesize --prompts prompts.jsonl" in said
 
 
+@pytest.mark.parametrize("command", [["evaluate"], ["synthesize", "--out", "out.jsonl"]], ids=lambda words: words[0])
+def test_conversations_are_no_prompts_and_are_sent_where_they_belong(place, command):
+    (place / "talk.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    said = refused(*command, "--prompts", "talk.jsonl", cwd=place)
+    assert "talk.jsonl holds conversations, not prompts" in said and "data.train=[talk.jsonl]" in said
+
+
 def test_conversations_given_as_a_config_are_sent_where_they_belong(place):
     (place / "talk.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": []}\n')
     said = refused("train", "talk.jsonl", "--dry-run", cwd=place)

@@ -125,11 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on; others than this machine need --auth")
     parser.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser tab")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of training runs")
-    parser.add_argument("--auth", default="", metavar="USER:PASSWORD", help=f"ask for a login (or set ${AUTH_VARIABLE}); left out, none")
+    parser.add_argument(
+        "--auth", default="", metavar="USER:PASSWORD", help=f"ask for a login (or set ${AUTH_VARIABLE}); left out, none"
+    )
     parser.add_argument(
         "--target", metavar="T", default=EMBEDDED_NAME, help="the embedded target's name, a Hugging Face id or a folder"
     )
     parser.add_argument("--draft", default="", metavar="D", help="draft folder to open with; left out, the shipped one")
-    parser.add_argument("--device", type=device_name, default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--device", type=device_name, default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ..."
+    )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of target and draft")
     return parser

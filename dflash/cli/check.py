@@ -93,8 +93,8 @@ def _add_layers(gates: argparse._SubParsersAction) -> None:
         "layers",
         help="move a draft's features by one layer up and down: it has to get worse",
         description="Loss, tau estimate and first-slot accuracy of a draft with its features as they are and moved by "
-        "one layer. Passed when the loss gets worse both ways beyond a 95 % interval over conversations. On the embedded "
-        "target and two CPU cores: a few minutes with the built-in prompts, most of it for their answers.",
+        "one layer. Passed when the loss gets worse both ways beyond a 95 % interval over conversations. On the "
+        "embedded target and two CPU cores: a few minutes with the built-in prompts, most of it for their answers.",
     )
     parser.add_argument("--draft", metavar="D", default="default", help="a draft folder, or the shipped one")
     parser.add_argument(

@@ -89,7 +89,7 @@ def number_between(low: float, high: float) -> Callable[[str], float]:
 def device_name(text: str) -> str:
     """An argparse type: the name of a torch device, be it here or not."""
     if not is_device_name(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no device: choose auto, cpu, cuda, cuda:1, ...")
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: choose auto, cpu, cuda or one GPU such as cuda:1")
     return text
 
 
@@ -107,7 +107,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--target", metavar="T", default=EMBEDDED_NAME, help="the embedded target's name, a Hugging Face id or a folder"
     )
     group.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of target and draft")
-    group.add_argument("--device", type=device_name, default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
+    group.add_argument(
+        "--device", type=device_name, default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ..."
+    )
     group.add_argument("--threads", type=whole_number(1), metavar="N", help="CPU threads; left out, torch's own choice")
 
 

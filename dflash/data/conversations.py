@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dflash.data.kinds import refuse_conversations
 from dflash.data.messages import Rejected, parse_messages, parse_tools
 from dflash.errors import UserError
 
@@ -42,6 +43,7 @@ def read_prompts(path: Path | str, limit: int | None = None, *, id_prefix: str =
 
     A prompt without an `id` goes by `id_prefix` and its line number.
     """
+    refuse_conversations(Path(path))
 
     def parse(record: dict, where: str, number: int) -> Prompt:
         turns = record.get("turns")

@@ -1,4 +1,4 @@
-"""What a JSON-lines file is for, told by its first line: conversations and prompt files belong to different commands."""
+"""What a JSON-lines file is for, told by its first line: conversations and prompts belong to different commands."""
 
 import json
 from pathlib import Path
@@ -35,6 +35,18 @@ def refuse_prompts(path: Path) -> None:
         raise UserError(
             f"{path} holds prompts (`turns`), which have no answers to train on: give it to `dflash evaluate --prompts "
             f"{path}`, or have it answered with `dflash synthesize --prompts {path} --out FILE`."
+        )
+
+
+def refuse_conversations(path: Path) -> None:
+    """
+    Raises:
+        UserError: the file holds conversations, where prompts are wanted; says where it belongs.
+    """
+    if kind_of(path) == "conversations":
+        raise UserError(
+            f"{path} holds conversations, not prompts (objects with `turns`): they are training data, for a config's "
+            f"data.train=[{path}] or `dflash data inspect {path}`."
         )
 
 

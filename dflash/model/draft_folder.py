@@ -80,8 +80,7 @@ def check_draft(name: str | None, target_name: str, block_size: int | None = Non
         config.check_target(target_name, **sizes)
     if block_size is not None and not 2 <= block_size <= config.block_size:
         raise UserError(
-            f"--block-size {block_size} is out of range for draft {name!r}: choose from 2 to {config.block_size}, the "
-            "block it was trained with."
+            f"--block-size {block_size} is out of range: choose from 2 to {config.block_size}, the draft's own blocks."
         )
 
 
