@@ -82,6 +82,10 @@ def test_gpus_that_cannot_share_a_step_are_told_with_a_number_of_rows_that_would
     assert "1 GPU would have nothing to do: run.batch_size = 24 cannot be shared by 5 ranks; 25 can." in notes
     assert "set online.trainers=4" in notes
     assert "online.num_servers=2" in " ".join(plan_pipeline(config(), FACTS, rates(), 6).notes)
+    set_already = config(online={"num_servers": 2, "trainers": 3})
+    assert "For this split set online.trainers=4." in plan_pipeline(set_already, FACTS, rates(), 6).notes
+    fits = config(online={"num_servers": 2, "trainers": 4})
+    assert plan_pipeline(fits, FACTS, rates(), 6).notes == ()
 
 
 def test_regenerated_answers_take_their_time_before_the_first_step():

@@ -104,7 +104,7 @@ def _plan(args: argparse.Namespace) -> "PipelinePlan":
 
 def _given(args: argparse.Namespace) -> "dict[str, Rate]":
     """The rates that the runs tell, and over them those that were stated."""
-    from dflash.online.rates import Rate, measured_rates
+    from dflash.online.rates import measured_rates, stated
 
     given: dict[str, Rate] = {}
     for run_dir in args.runs:
@@ -112,7 +112,7 @@ def _given(args: argparse.Namespace) -> "dict[str, Rate]":
     for name, _ in _RATES.values():
         value = getattr(args, name)
         if value is not None:
-            given[name] = Rate(value * (1e9 if name == "link" else 1), "stated")
+            given[name] = stated(value * (1e9 if name == "link" else 1))
     return given
 
 

@@ -148,16 +148,17 @@ def _notes(config: TrainConfig, gpus: int, chosen: Split, rates: Rates) -> Itera
     if chosen.limit == "link":
         yield "The way from the store limits this split: a faster link would help more than another GPU."
     online, servers = config.online, chosen.serving // config.online.tensor_parallel
-    settings = []
-    if online.num_servers != servers:
-        settings.append(f"online.num_servers={servers}")
-    if idle := gpus - chosen.serving - chosen.training:
-        settings.append(f"online.trainers={chosen.training}")
+    idle = gpus - chosen.serving - chosen.training
+    if idle:
         ranks, each = chosen.training + idle, config.run.micro_batch_size
         even = math.ceil(config.run.batch_size / (ranks * each)) * ranks * each
         yield (
             f"{idle} GPU{'s' * (idle > 1)} would have nothing to do: run.batch_size = {config.run.batch_size} cannot "
             f"be shared by {ranks} ranks; {even} can."
         )
+    settings = [f"online.num_servers={servers}"] if online.num_servers != servers else []
+    # Left out, it is one rank for each GPU that no server has.
+    if (online.trainers or chosen.training + idle) != chosen.training:
+        settings.append(f"online.trainers={chosen.training}")
     if settings and online.servers is None:
         yield f"For this split set {' '.join(settings)}."
