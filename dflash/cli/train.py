@@ -81,10 +81,13 @@ def _launch(plan: Plan, args: argparse.Namespace) -> int:
     try:
         draft = Launcher(launch, lambda text: print(f"dflash: {text}", file=sys.stderr)).run()
     except (PartFailed, ChildFailed) as error:
-        begun = (plan.run_dir / "config.yaml").is_file()
+        begun = (plan.run_dir / "config.yaml").is_file()  # else nothing can be gone on from
         hint = f"\ndflash: go on with: dflash train --resume {plan.run_dir}" if begun else ""
         print(f"dflash: {error}{hint}", file=sys.stderr)
         return 1
+    if draft is None and not (plan.run_dir / "config.yaml").is_file():
+        print("Stopped before training began.")
+        return 130
     return tell_end(plan.config, plan.run_dir, draft)
 
 

@@ -112,9 +112,8 @@ class Launcher:
     def _train(self, store: MooncakeStore) -> Path | None:
         """Watch ranks and engines to the end, and leave the store empty."""
         self._say(f"Training on {self._launch.deployment.ranks} rank(s).")
-        self._set_status("starting", waiting="the ranks start")
         follower = Follower(rank_log(self._logs, 0))
-        self._trainers.start(self._launch.again if self._launch.resume else self._launch.fresh)
+        self._start_ranks(again=self._launch.resume)
         try:
             while not self._ended():
                 follower.show()
@@ -148,10 +147,15 @@ class Launcher:
         if self._asked or not self._restarts_left or reason.startswith(UserError.__name__):
             raise PartFailed(f"{what}: {reason}" if reason else f"{what}. {self._trainers.child.last_words()}")
         self._restarts_left -= 1
-        self._say(f"{what}; the last checkpoint is gone on from ({self._restarts_left} restart(s) left). {reason}")
-        self._set_status("starting", waiting="the ranks start again")
-        self._trainers.start(self._launch.again)
+        self._say(f"{what}; the ranks go on from the last checkpoint ({self._restarts_left} restart(s) left). {reason}")
+        self._start_ranks(again=True)
         return False
+
+    def _start_ranks(self, *, again: bool) -> None:
+        """Start them; `again` where there may be something to go on from."""
+        self._set_status("starting", waiting="the ranks start")
+        begun = (self._run.path / "config.yaml").is_file()
+        self._trainers.start(self._launch.again if again and begun else self._launch.fresh)
 
     def _failure(self) -> str:
         """Why the ranks failed, as the first of them to notice told it; empty where none could."""

@@ -39,6 +39,6 @@ if __name__ == "__main__":
     trainers.trainer_command = lambda ranks, arguments: [
         "recording_dflash" if word == "dflash" else word for word in command(ranks, arguments)
     ]
-    if "RANK" in os.environ:
+    if "RANK" in os.environ or "TRAINS_ALONE" in os.environ:  # not in the launcher, which need not load all that
         note_conversations()
     sys.exit(main())

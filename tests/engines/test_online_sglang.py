@@ -1,12 +1,15 @@
 """The online source against a real SGLang server: the target's numbers, refusals, and nothing left in the store."""
 
 import itertools
+import json
+import re
 import threading
 import time
 from contextlib import suppress
 
 import pytest
 import torch
+from launched import Launched, in_process, online_tree
 
 from dflash.data.rows import Row
 from dflash.errors import UserError
@@ -15,6 +18,7 @@ from dflash.features.prefetch import Prefetcher
 from dflash.features.source import looking_ahead
 from dflash.online.capture_settings import CaptureSettings
 from dflash.online.fetcher import FetchSettings, Layout
+from dflash.online.master import MasterProcess
 from dflash.online.ports import free_port
 from dflash.online.server import ServerProcess
 from dflash.online.server_settings import ServerSettings
@@ -32,7 +36,7 @@ def server(environment, master, tiny_target_folder, tmp_path_factory):
     capture = CaptureSettings(master.address, segment_bytes=16 << 20)
     log = tmp_path_factory.mktemp("server") / "server.log"
     with ServerProcess(settings, capture, environment, log, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as process:
-        process.wait_ready(240.0)
+        process.wait_ready(1200.0)
         yield process
 
 
@@ -76,6 +80,50 @@ def test_a_prompt_that_is_too_long_is_refused_by_the_server_and_named(source, ma
     long = Row(("the long one",), [1] * 600, [True] * 600)
     with pytest.raises(UserError, match=r"conversation 'the long one' \(600 tokens\) were refused; .*HTTP 400"):
         source([long])
+    assert usage(master.metrics).objects == 0
+
+
+def attached(tree: dict, server: ServerProcess, master: MasterProcess) -> dict:
+    """The same run with servers that run already."""
+    online = {"servers": [server.url], "master": master.address, "metrics_port": int(master.metrics.rpartition(":")[2])}
+    draft = {**tree["draft"], "target_layer_ids": list(LAYERS)}
+    return {**tree, "draft": draft, "online": online | {"in_flight": 4}}
+
+
+def test_training_uses_servers_that_run_already_and_leaves_them_as_they_were(
+    server, master, tiny_target_folder, tmp_path
+):
+    tree = attached(online_tree(tiny_target_folder, tmp_path, steps=6), server, master)
+    run = Launched(tree, tmp_path, variables={"TRAINS_ALONE": "1"})
+    try:
+        assert run.wait() == 0, run.said
+    finally:
+        run.end()
+    losses, order = in_process(tree, tmp_path)
+    assert run.losses() == pytest.approx(losses, rel=2e-3)
+    assert run.trained() == order  # one rank, so in the same order
+    assert usage(master.metrics).objects == 0 and server.child.returncode is None
+
+
+def test_a_run_with_a_conversation_that_is_too_long_for_the_server_ends_with_its_name(
+    server, master, tiny_target_folder, tmp_path
+):
+    tree = attached(online_tree(tiny_target_folder, tmp_path, steps=20), server, master)
+    def conversation(n: int) -> list[dict]:
+        answer = {"role": "assistant", "content": f"{n} two three " * 60}
+        return [{"role": "user", "content": "count"}, answer]
+
+    with open(tree["data"]["train"][0], "a") as talks:
+        for n in range(8):
+            talks.write(json.dumps({"id": f"long{n}", "messages": conversation(n)}) + "\n")
+    tree["data"]["max_length"] = 512  # of which the server takes 505
+    run = Launched(tree, tmp_path, variables={"TRAINS_ALONE": "1"})
+    try:
+        assert run.wait() == 2, run.said
+    finally:
+        run.end()
+    assert re.search(r"The features of conversation 'long\d' \(512 tokens\) were refused; .*HTTP 400", run.said)
+    assert run.status()["state"] == "failed"
     assert usage(master.metrics).objects == 0
 
 
