@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny_runs import write_conversations
@@ -85,6 +86,7 @@ def test_a_faulty_or_unready_request_is_refused_with_every_reason(desk, tmp_path
 
 
 def test_missing_data_is_made_first_and_the_run_waits_behind_it(desk):
+    Path("data").mkdir()
     desk.jobs.start(WAITS, kind="evaluate", name="first")
     prepared = prepare(RunRequest(QUICK, name="mine"), desk.runs)
     assert missing_files(prepared) == ["data/quick.jsonl"]
@@ -101,6 +103,9 @@ def test_missing_data_is_made_first_and_the_run_waits_behind_it(desk):
         desk.begin(prepare(RunRequest(QUICK, name="now"), desk.runs), queued=False)
     with pytest.raises(UserError, match="queued already"):
         desk.begin_with_data(again)
+    write_conversations(Path("data/quick.jsonl"), 40)  # half written: there, but not done
+    with pytest.raises(UserError, match="still being written by job 'data-quick'"):
+        desk.begin(prepare(RunRequest(QUICK, name="now"), desk.runs), queued=False)
 
 
 def test_data_is_not_made_for_a_run_that_lacks_something_else(desk):

@@ -31,7 +31,7 @@ def launch_view(
         "ranks_about": f"Processes that train, one on each GPU; this machine has {gpus or 'no GPU'}.",
         "ranks_fixed": "The settings of the online section say how many train." if prepared.launches_itself else "",
         "verdict": "Its data is being made: Queue waits for it." if data_follows else verdict(prepared, busy),
-        "ready": not (plan.faults or plan.lacking),
+        "ready": not (plan.faults or plan.lacking or data_follows),
         "can_queue": data_follows or not (plan.faults or plan.lacking),
         "busy": busy,
         "trouble": [

@@ -38,6 +38,9 @@ class TrainJobs:
             UserError: its config or this machine does not allow it, or its name is taken.
         """
         prepared.plan.refuse(also_lacking=not (data_follows or (queued and self.data_follows(prepared))))
+        if not queued:
+            for file, job in self._in_the_making(prepared).items():
+                raise UserError(f"{file!r} is still being written by job {job.name!r}: queue the run behind it.")
         begin = self.jobs.enqueue if queued else self.jobs.start
         return begin(
             prepared.command,
@@ -66,13 +69,20 @@ class TrainJobs:
         return [*begun, self.begin(prepared, queued=True, data_follows=True)]
 
     def data_follows(self, prepared: Prepared) -> bool:
-        """Whether all that a run lacks is data which jobs that run or wait are making: it can be queued behind them."""
-        files, lacking = missing_files(prepared), prepared.plan.lacking
-        missing = [source for source in prepared.plan.config.data.train if not Path(source).exists()]
-        if not files or files != missing or any(c.fields[0] != "data.train" for c in lacking):
-            return False
-        makers = [self.jobs.find(data_job_name(file)) for file in files]
-        return all(job is not None and job.active for job in makers)
+        """Whether jobs that run or wait make its data, and it lacks nothing else: it can be queued behind them."""
+        config, lacking = prepared.plan.config, prepared.plan.lacking
+        made = self._in_the_making(prepared)
+        missing = {source for source in config.data.train if not Path(source).exists()}
+        return bool(made) and missing <= made.keys() and all(c.fields[0] == "data.train" for c in lacking)
+
+    def _in_the_making(self, prepared: Prepared) -> dict[str, Job]:
+        """Files of data.train that a job is writing, or will."""
+        found = {}
+        for source in filter(is_jsonl, prepared.plan.config.data.train):
+            job = self.jobs.find(data_job_name(source))
+            if job is not None and job.active and source in job.command:
+                found[source] = job
+        return found
 
     def stop(self, name: str, grace: float = GRACE) -> Job:
         """Save a checkpoint and exit; killed after `grace` seconds.
