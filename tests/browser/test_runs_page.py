@@ -207,6 +207,7 @@ def test_notes_of_another_tab_are_not_overwritten_unseen(root, look):
         page.fill(".df-notes textarea", text)
     first.click(".df-save")
     first.wait_for_function("document.querySelector('.df-notes-state').textContent === 'Saved.'")
+    second.wait_for_timeout(2_500)  # it has asked what is new meanwhile: its own text is older still
     second.click(".df-save")
     second.wait_for_function("document.querySelector('.df-notes-state').textContent.includes('changed elsewhere')")
     assert second.input_value(".df-notes textarea") == "yours"
@@ -280,6 +281,7 @@ def test_everything_can_be_taken_away(root, look, tmp_path, chromium):
     assert files["png"].read_bytes().startswith(b"\x89PNG") and files["png"].stat().st_size > 20_000
     context = chromium.new_context()
     exported, requests, errors = context.new_page(), [], []
+    exported.set_default_timeout(120_000)
     exported.on("request", lambda request: requests.append(request.url))
     exported.on("pageerror", lambda error: errors.append(str(error)))
     exported.goto(files["html"].as_uri())

@@ -6,6 +6,7 @@ let shown = "";
 let seen = "";
 let logSeen = "";
 let edited = false;
+let version = ""; // of the notes that are being edited: what arrives meanwhile is not what was seen
 
 function trouble(text) {
   const node = find(".df-trouble");
@@ -62,6 +63,7 @@ function compare() {
 function notes() {
   find(".df-notes textarea").value = detail.notes.text;
   find(".df-notes-tags").value = detail.notes.tags;
+  version = detail.notes.version;
   edited = false;
   find(".df-notes-state").textContent = "";
 }
@@ -82,10 +84,7 @@ async function look() {
     if (other) { trouble(""); find(".df-done").textContent = ""; logSeen = ""; }
     head();
     compare();
-    if (other || (!edited && detail.notes.version !== find(".df-notes").dataset.version)) {
-      notes();
-      find(".df-notes").dataset.version = detail.notes.version;
-    }
+    if (other || (!edited && detail.notes.version !== version)) notes();
     element.firstElementChild.dataset.run = names[0];
     if (other) readLog();
   } catch (error) {
@@ -151,11 +150,9 @@ pressed(".df-png", () => { window.dispatchEvent(new CustomEvent("dflash:picture"
 pressed(".df-save", async () => {
   const state = find(".df-notes-state");
   try {
-    const request = { run: detail.row.name, text: find(".df-notes textarea").value, tags: find(".df-notes-tags").value, version: detail.notes.version };
-    detail.notes = await ask(server.save_notes, request);
-    find(".df-notes").dataset.version = detail.notes.version;
-    find(".df-notes-tags").value = detail.notes.tags;
-    edited = false;
+    const [text, tags] = [find(".df-notes textarea").value, find(".df-notes-tags").value];
+    detail.notes = await ask(server.save_notes, { run: detail.row.name, text, tags, version });
+    notes();
     state.textContent = "Saved.";
     window.dispatchEvent(new CustomEvent("dflash:acted"));
   } catch (error) { state.textContent = error.message; }
