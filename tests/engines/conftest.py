@@ -28,12 +28,19 @@ def master(tmp_path_factory):
 
 @pytest.fixture
 def stand_in(tmp_path) -> Path:
-    """A folder that looks like the engines' environment, whose Python runs `stand_in_server.py` whatever it is told."""
+    """A folder that looks like the engines' environment, whose Python runs `stand_in_server.py` whatever it is told.
+
+    Files in it make servers misbehave: "refuse-to-start", and those that `stand_in_server.py` names.
+    """
     folder = tmp_path / "environment"
     (folder / "bin").mkdir(parents=True)
     python = folder / "bin" / "python"
     script = Path(__file__).with_name("stand_in_server.py")
-    python.write_text(f'#!/bin/sh\nshift 3\nSTAND_IN="{folder}" exec "{sys.executable}" "{script}" "$@"\n')
+    python.write_text(
+        "#!/bin/sh\nshift 3\n"
+        f'[ -e "{folder}/refuse-to-start" ] && echo "no such device: abacus" && exit 1\n'
+        f'STAND_IN="{folder}" exec "{sys.executable}" "{script}" "$@"\n'
+    )
     python.chmod(0o755)
     environment = EngineEnvironment(folder, "cpu")
     (folder / "installed.json").write_text(json.dumps(environment._wanted()))

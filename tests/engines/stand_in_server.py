@@ -1,13 +1,12 @@
 """Stands in for `sglang.launch_server`: quick to start, with the real target's numbers and a real store.
 
 Takes the arguments that `ServerSettings` makes and the plugin's own settings from the environment. Files in the folder
-$STAND_IN make it misbehave: "slow" (seconds for each answer), "refuse-to-start", "never-healthy".
+$STAND_IN make it misbehave: "slow" (seconds for each answer), "never-healthy".
 """
 
 import argparse
 import json
 import os
-import sys
 import threading
 import time
 import uuid
@@ -105,8 +104,6 @@ def handler_of(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
 
 
 def main() -> None:
-    if (FOLDER / "refuse-to-start").exists():
-        sys.exit("no such device: abacus")
     parser = argparse.ArgumentParser()
     parser.add_argument("--model-path")
     parser.add_argument("--port", type=int)
