@@ -60,8 +60,9 @@ def test_decoding_uses_the_average(config, tmp_path):
     settings = config(optimizer={"ema_decay": 0.9}, metrics={"decode_every": 3, "decode_count": 1, "decode_tokens": 4})
     seen = []
     with open_trainer(settings, tmp_path / "run") as trainer:
-        measure = trainer.decoding.measure
-        trainer.decoding.measure = lambda draft, **how: (seen.append(draft.state_dict()), measure(draft, **how))[1]
+        decoding = trainer.measurements._decoding
+        measure = decoding.measure
+        decoding.measure = lambda draft, **how: (seen.append(draft.state_dict()), measure(draft, **how))[1]
         trainer.fit()
         last = {name: tensor.bfloat16().float() for name, tensor in trainer.average.tensors.items()}
     assert len(seen) == 2

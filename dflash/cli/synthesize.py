@@ -79,7 +79,6 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.out)
 
     from dflash.data.conversations import read_prompts
-    from dflash.data.synthesize import SynthesisReport, SynthesisSettings, answer_prompts, self_instruct
 
     # Line numbers stand in for missing ids; the file's name keeps those of one file apart from another's.
     prompts = [p for file in args.prompts for p in read_prompts(file, args.limit, id_prefix=f"{file.stem}-")]
@@ -89,6 +88,9 @@ def run(args: argparse.Namespace) -> int:
         prompts += read_dataset_prompts(
             args.dataset, subset=args.subset, split=args.split, column=args.column, limit=args.limit
         )
+
+    from dflash.data.synthesize import SynthesisReport, SynthesisSettings, answer_prompts, self_instruct
+
     target = load_target(args)
     settings = SynthesisSettings(
         max_new_tokens=args.max_new_tokens,
