@@ -4,7 +4,7 @@ import pytest
 
 pytestmark = pytest.mark.browser
 
-READY = {"": ".df-race", "anatomy": ".df-strip .df-cell.anchor"}
+READY = {"": ".df-race", "anatomy": ".df-strip .df-cell.anchor", "acceptance": ".df-accept", "train": ".df-field"}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

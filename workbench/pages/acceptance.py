@@ -19,6 +19,7 @@ from workbench.pages.acceptance_values import figure_values, said, size_values
 
 _READ = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 _PARTS = ("target", "draft", "verify", "overhead")
+_UNTIMED = acceptance_view.words("Nothing was decoded in this result, so there are no times to start from.")
 # The address always names what is shown, so that it can be passed on.
 _REMEMBER = """(result, others, gamma, group) => {
   const query = new URLSearchParams();
@@ -61,7 +62,7 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
         return said(lambda: figure_values(acceptance_view.by_group(desk.results.load(name), group)))
 
     def suppose(name: str, others: Sequence[str], *numbers: float) -> list[Any]:
-        return said(lambda: _supposed(desk, [name, *others], numbers))
+        return said(lambda: _supposed(desk, [name, *(others or [])], numbers))
 
     remember = {"fn": None, "inputs": settings, "js": _REMEMBER, **_READ}
     demo.load(opened, None, settings, **_READ).then(show, settings, outputs, **_READ).then(**remember)
@@ -113,24 +114,14 @@ def views(desk: EvaluateJobs, name: str | None, others: Sequence[str], gamma: fl
     """Values of everything on the page that follows from results.
 
     Raises:
-        UserError: a result is gone or damaged, or cannot be compared.
+        UserError: a result to compare with is gone or damaged, or there are too many.
     """
     if not name:
-        nothing = acceptance_view.words("Nothing was evaluated yet: choose prompt sets and press Evaluate.")
-        hidden = [gr.update(visible=False), ""]
-        return [
-            nothing,
-            *hidden * 5,
-            "",
-            gr.update(visible=False),
-            "",
-            *hidden * 2,
-            *[gr.skip()] * 5,
-            "",
-            *hidden,
-            *size_values(desk),
-        ]
-    result = desk.results.load(name)
+        return _nothing(desk, "Nothing was evaluated yet: choose prompt sets and press Evaluate.")
+    try:
+        result = desk.results.load(name)
+    except UserError as error:
+        return _nothing(desk, str(error))  # where the answer would stand: a link may name what is gone
     figures = [
         acceptance_view.survival(result, gamma),
         acceptance_view.by_group(result, group),
@@ -147,9 +138,17 @@ def views(desk: EvaluateJobs, name: str | None, others: Sequence[str], gamma: fl
         missed_tokens(result),
         *_compared(desk, name, result, [other for other in others or [] if other != name]),
         *sliders,
-        *(_supposed(desk, [name, *(others or [])], numbers) if numbers else ["", gr.update(visible=False), ""]),
+        *(_supposed(desk, [name, *(others or [])], numbers) if numbers else [_UNTIMED, gr.update(visible=False), ""]),
         *size_values(desk),
     ]
+
+
+def _nothing(desk: EvaluateJobs, sentence: str) -> list[Any]:
+    """A sentence in place of everything that follows from a result."""
+    hidden = [gr.update(visible=False), ""]
+    compared = [gr.update(visible=False), "", *hidden * 2]
+    whatif = [*[gr.skip()] * 5, "", *hidden]
+    return [acceptance_view.words(sentence), *hidden * 5, "", *compared, *whatif, *size_values(desk)]
 
 
 def _compared(desk: EvaluateJobs, name: str, result: Evaluation, others: Sequence[str]) -> list[Any]:
