@@ -33,14 +33,16 @@ def results_of(ablation: Ablation, setting: str) -> list[RunResult]:
     raise UserError(f"SETTING = {setting!r} is unknown: choose 'recorded' or 'small'.")
 
 
-def origin(results: Sequence[RunResult]) -> None:
-    """Print what made the results: commands, dates, machine, versions."""
+def origin(ablation: Ablation, results: Sequence[RunResult]) -> None:
+    """Print what made the results: commands, dates, machine, versions; and what of the plan has no run yet."""
     first, machine = results[0], results[0].machine
     print("first made with:", *(f"  {command}" for command in first.commands), sep="\n")
     print("dates:", ", ".join(sorted({result.date for result in results})))
     print("seeds:", ", ".join(map(str, sorted({result.seed for result in results}))))
     print("machine:", f"{machine['cpu']}, {machine['cpu_count']} cores shared with other jobs, one thread")
     print("versions:", f"torch {machine['packages']['torch']}, commit {(machine['git_commit'] or 'unknown')[:7]}")
+    if missing := [label(value) for value in ablation.values if value not in values_of(results)]:
+        print(f"not run yet: {ablation.setting} =", ", ".join(missing))
 
 
 def comparison(ablation: Ablation, results: Sequence[RunResult], used: int) -> pd.DataFrame:
@@ -74,9 +76,12 @@ def slot_table(ablation: Ablation, results: Sequence[RunResult], used: int) -> p
     return table.rename_axis(ablation.setting)
 
 
-def points(ablation: Ablation, results: Sequence[RunResult], used: int) -> list[Measured]:
-    """Tau of every value, for the figure."""
-    return [measured(label(value), tau(results, value, used)) for value in values_of(results)]
+def differences(ablation: Ablation, results: Sequence[RunResult], used: int) -> list[Measured]:
+    """Tau of every value less the baseline's, for the figure: paired, so that intervals can be read against zero."""
+    return [
+        measured(label(value), tau_difference(results, value, ablation.baseline, used=used))
+        for value in values_of(results)
+    ]
 
 
 def measured(name: str, own: Estimate) -> Measured:

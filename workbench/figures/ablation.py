@@ -51,6 +51,7 @@ def measure_by_setting(
             "symmetric": False,
             "array": [point.high - point.value for point in points],
             "arrayminus": [point.value - point.low for point in points],
+            "color": DRAFT,
             "thickness": 1.5,
             "width": 5,
         },
