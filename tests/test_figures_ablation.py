@@ -48,6 +48,7 @@ def test_each_pair_of_settings_has_its_cell_and_a_missing_one_is_empty():
     assert [list(row) for row in cells.z] == [[1.10, 1.30], [None, 1.10]]
     assert cells.text[0][0].startswith("1.100") and "[1.050, 1.200]" in cells.text[0][0]
     assert cells.text[1][0] == ""
+    assert (cells.zmin, cells.zmax) == (1.05, 1.33)  # the intervals' span: within it cells look alike
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("used", "trained")
 
 

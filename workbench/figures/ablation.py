@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from workbench.figures.palette import DRAFT, EMPTY, IDLE, TARGET, lay_out
+from workbench.figures.palette import DRAFT, IDLE, TARGET, lay_out
+
+# Opaque and light on any ground, so that one dark ink can be read on all of them.
+_SHADES, _INK = ((0, "#eef2f8"), (1, "#8fb5ea")), "#14202e"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def measure_by_two_settings(
     measure: str,
 ) -> go.Figure:
     """A measure for each pair of settings, the number and its interval in every cell; None leaves a cell empty."""
+    known = [cell for row in cells for cell in row if cell is not None]
     figure = go.Figure(
         go.Heatmap(
             z=[[None if cell is None else cell.value for cell in row] for row in cells],
@@ -91,9 +95,12 @@ def measure_by_two_settings(
             text=[["" if cell is None else _in_cell(cell) for cell in row] for row in cells],
             customdata=[["" if cell is None else cell.words for cell in row] for row in cells],
             texttemplate="%{text}",
-            textfont={"size": 14},
+            textfont={"size": 14, "color": _INK},
             hovertemplate=f"{html.escape(rows)} %{{y}}, {html.escape(columns)} %{{x}}: %{{customdata}}<extra></extra>",
-            colorscale=[[0, EMPTY], [1, DRAFT]],
+            # Over the span of all intervals: what lies within them looks alike.
+            zmin=min(cell.low for cell in known),
+            zmax=max(cell.high for cell in known),
+            colorscale=_SHADES,
             colorbar={"title": {"text": measure, "side": "right"}, "thickness": 12, "outlinewidth": 0},
             xgap=3,
             ygap=3,
