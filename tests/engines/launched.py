@@ -65,8 +65,15 @@ def free_port_block(count: int) -> int:
 class Launched:
     """One `dflash` command in a process of its own, and the run folder it writes."""
 
-    def __init__(self, tree: dict, folder: Path, *arguments: str, variables: dict[str, str] | None = None) -> None:
-        """`arguments` replace those that begin a new run in folder/runs/run."""
+    def __init__(
+        self,
+        tree: dict,
+        folder: Path,
+        *arguments: str,
+        step_seconds: float = 0.0,
+        variables: dict[str, str] | None = None,
+    ) -> None:
+        """`arguments` replace those that begin a new run in folder/runs/run; a step takes `step_seconds` at least."""
         self.folder, self.run = folder, folder / "runs" / "run"
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump(tree))
@@ -80,6 +87,7 @@ class Launched:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "RECORDS": str(self.records),
+            "STEP_SECONDS": str(step_seconds),
             **(variables or {}),
         }
         words = arguments or ("train", str(config), "--runs", str(self.run.parent), "--name", self.run.name)

@@ -1,10 +1,12 @@
 """`python -m recording_dflash`: the `dflash` command whose ranks note which conversations they trained on, and when.
 
-Each rank appends "STEP ID ID ..." per step to $RECORDS/rank-N.txt, after the gradients of the step are there.
+Each rank appends "STEP ID ID ..." per step to $RECORDS/rank-N.txt, after the gradients of the step are there. A step
+takes $STEP_SECONDS longer, so that there is time to disturb it.
 """
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from dflash.cli.main import main
@@ -27,6 +29,7 @@ def note_conversations() -> None:
                 yield portion, micro
 
         result = accumulate(self, noted())
+        time.sleep(float(os.environ["STEP_SECONDS"]))
         with open(_RECORDS / f"rank-{self.world.rank}.txt", "a") as file:
             file.write(" ".join([str(self.state.step + 1), *seen]) + "\n")
         return result

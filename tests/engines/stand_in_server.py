@@ -1,14 +1,13 @@
 """Stands in for `sglang.launch_server`: quick to start, with the real target's numbers and a real store.
 
-Takes the arguments that `ServerSettings` makes and the plugin's own settings from the environment. Files in the folder
-$STAND_IN make it misbehave: "slow" (seconds for each answer), "never-healthy".
+Takes the arguments that `ServerSettings` makes and the plugin's own settings from the environment. A file "never-healthy"
+in the folder $STAND_IN makes it misbehave as it says.
 """
 
 import argparse
 import json
 import os
 import threading
-import time
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,8 +40,6 @@ class StandIn:
         tokens = request["input_ids"]
         if len(tokens) >= self.context - 6:
             return 400, {"error": {"message": f"The input ({len(tokens)} tokens) is longer than the context."}}
-        if (slow := FOLDER / "slow").exists():
-            time.sleep(float(slow.read_text()))
         with self.lock:
             features = self.features.of_documents([tokens], len(tokens))[0]
             key = f"{request['rid']}/{uuid.uuid4().hex}/features"

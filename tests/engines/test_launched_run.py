@@ -62,7 +62,7 @@ def test_a_killed_server_a_killed_master_and_a_full_store_cost_time_only(
     environment, tiny_target_folder, tmp_path, reference
 ):
     tree = online_tree(tiny_target_folder, tmp_path, on_failure="restart")
-    run, online = Launched(tree, tmp_path), tree["online"]
+    run, online = Launched(tree, tmp_path, step_seconds=0.2), tree["online"]
     try:
         run.until_step(4)
         os.kill(the_process(run, f"--port={online['port']}"), signal.SIGKILL)

@@ -13,11 +13,11 @@ from dflash.online.store import usage
 
 @pytest.fixture
 def launch(tiny_target_folder, stand_in, tmp_path):
-    """Starts runs; `launch.tree` is what the next one is made of. Whatever is still there at the end is killed."""
+    """Starts runs, made of what `launch.tree` gives. Whatever is still there at the end is killed."""
     started = []
 
-    def start(tree: dict, *arguments: str) -> Launched:
-        started.append(Launched(tree, tmp_path, *arguments))
+    def start(tree: dict, *arguments: str, step_seconds: float = 0.0) -> Launched:
+        started.append(Launched(tree, tmp_path, *arguments, step_seconds=step_seconds))
         return started[-1]
 
     def tree(**settings) -> dict:
@@ -55,10 +55,9 @@ def test_one_command_trains_as_with_the_target_and_leaves_nothing_behind(launch,
     }  # fmt: skip
 
 
-def test_sigterm_ends_everything_with_a_checkpoint_and_resume_goes_on_in_the_same_way(launch, stand_in, tmp_path):
+def test_sigterm_ends_everything_with_a_checkpoint_and_resume_goes_on_in_the_same_way(launch, tmp_path):
     tree = launch.tree()
-    (stand_in / "slow").write_text("0.05")
-    run = launch(tree)
+    run = launch(tree, step_seconds=0.2)
     run.until_step(7)
     everything = descendants(run.pid)
     os.kill(run.pid, signal.SIGTERM)
@@ -68,7 +67,6 @@ def test_sigterm_ends_everything_with_a_checkpoint_and_resume_goes_on_in_the_sam
     assert (run.run / "checkpoints" / f"step_{stopped_at:07d}").is_dir()
     assert f"go on with: dflash train --resume {run.run}" in run.said
     assert not [pid for pid in everything if alive(pid)]
-    (stand_in / "slow").unlink()
     again = launch(tree, "train", "--resume", str(run.run))
     assert again.wait() == 0, again.said
     losses, order = in_process(tree, tmp_path)
@@ -77,9 +75,8 @@ def test_sigterm_ends_everything_with_a_checkpoint_and_resume_goes_on_in_the_sam
     assert sorted(trained) == sorted(order) and all(sorted(trained[step]) == sorted(order[step]) for step in order)
 
 
-def test_a_launcher_that_is_killed_takes_everything_with_it(launch, stand_in):
-    (stand_in / "slow").write_text("0.2")
-    run = launch(launch.tree())
+def test_a_launcher_that_is_killed_takes_everything_with_it(launch):
+    run = launch(launch.tree(), step_seconds=0.2)
     run.until_step(2)
     everything = descendants(run.pid)
     os.kill(run.pid, signal.SIGKILL)
@@ -89,10 +86,9 @@ def test_a_launcher_that_is_killed_takes_everything_with_it(launch, stand_in):
         time.sleep(0.1)
 
 
-def test_without_restarts_a_killed_server_ends_the_run_with_a_checkpoint_and_a_reason(launch, stand_in):
-    (stand_in / "slow").write_text("0.05")
+def test_without_restarts_a_killed_server_ends_the_run_with_a_checkpoint_and_a_reason(launch):
     tree = launch.tree()
-    run = launch(tree)
+    run = launch(tree, step_seconds=0.2)
     run.until_step(6)
     everything = descendants(run.pid)
     os.kill(the(run, f"--port={tree['online']['port']}"), signal.SIGKILL)
@@ -105,9 +101,8 @@ def test_without_restarts_a_killed_server_ends_the_run_with_a_checkpoint_and_a_r
     assert not [pid for pid in everything if alive(pid)]
 
 
-def test_without_restarts_a_killed_master_ends_the_run_at_once(launch, stand_in):
-    (stand_in / "slow").write_text("0.05")
-    run = launch(launch.tree())
+def test_without_restarts_a_killed_master_ends_the_run_at_once(launch):
+    run = launch(launch.tree(), step_seconds=0.2)
     run.until_step(6)
     everything = descendants(run.pid)
     os.kill(the(run, "mooncake_master"), signal.SIGKILL)
@@ -118,10 +113,9 @@ def test_without_restarts_a_killed_master_ends_the_run_at_once(launch, stand_in)
     assert not [pid for pid in everything if alive(pid)]
 
 
-def test_with_restarts_killed_servers_master_and_ranks_cost_time_only(launch, stand_in, tmp_path):
-    (stand_in / "slow").write_text("0.05")
+def test_with_restarts_killed_servers_master_and_ranks_cost_time_only(launch, tmp_path):
     tree = launch.tree(on_failure="restart")
-    run = launch(tree)
+    run = launch(tree, step_seconds=0.2)
     run.until_step(6)
     os.kill(the(run, f"--port={tree['online']['port']}"), signal.SIGKILL)
     run.until_step(10)
