@@ -28,6 +28,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dflash.__file__).parents[1])
 
 def test_signals_are_counted_and_ignored_ones_stay_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     try:
         with StopRequests() as stops:
             os.kill(os.getpid(), signal.SIGHUP)
@@ -39,6 +40,7 @@ def test_signals_are_counted_and_ignored_ones_stay_ignored():
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def test_a_log_is_followed_from_now_on_by_whole_lines_without_mooncakes_own(tmp_path):

@@ -173,7 +173,7 @@ def test_while_servers_start_a_run_can_be_stopped_and_nobody_else_takes_its_fold
     assert second.wait() == 2 and "is being trained by another process" in second.said
     assert run.status()["pid"] == run.pid
     everything = descendants(run.pid)
-    os.kill(run.pid, signal.SIGINT)
+    os.kill(run.pid, signal.SIGTERM)
     assert run.wait() == 130
     assert run.status()["state"] == "stopped"
     assert not [pid for pid in everything if alive(pid)]
