@@ -93,7 +93,10 @@ def test_a_capture_that_has_nothing_to_do_says_so_without_importing_torch(config
 
     def again(*more: str) -> tuple[dict, bool]:
         """The report, and whether torch was imported for it."""
-        code = "import sys; from dflash.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+        code = (
+            "import sys; from dflash.cli.main import main; code = main(sys.argv[1:])\n"
+            "print('torch' in sys.modules); sys.exit(code)"
+        )
         root = str(Path(__file__).resolve().parent.parent)
         environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", code, *arguments, *more]
