@@ -255,3 +255,9 @@ def test_a_home_folder_is_expanded_once_for_every_reader(config_file, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     config = load_config(config_file, ["data.train=[~/talk.jsonl]", "draft.init=~/draft"])
     assert config.data.train == [str(tmp_path / "talk.jsonl")] and config.draft.init == str(tmp_path / "draft")
+
+
+def test_ranks_cannot_be_assumed_of_a_run_that_starts_its_own(capsys):
+    path = ROOT / "configs" / "qwen3-8b-8xh100-online.yaml"
+    assert main(["train", str(path), "--dry-run", "--gpus", "8"]) == 2
+    assert "online.trainers" in capsys.readouterr().err

@@ -142,6 +142,11 @@ def _plan(args: argparse.Namespace) -> Plan:
         new_folder=not resumed and _speaks(),  # of several ranks the first one may have made the folder already
         guess_device=args.dry_run,
     )
+    if args.world_size and plan.deployment is not None:
+        raise UserError(
+            "--world-size/--gpus counts ranks, and this run starts its own: leave it out; online.trainers is their "
+            "number, online.num_servers times online.tensor_parallel that of the GPUs that serve."
+        )
     plan.refuse(also_lacking=not args.dry_run)
     return Plan(
         plan.config,
