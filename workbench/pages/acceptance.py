@@ -1,12 +1,13 @@
 """The Acceptance page: where drafts die, on what, against one another, and what that is worth on this machine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
 from dflash.config import default_gamma
 from dflash.errors import UserError
+from dflash.evaluation.block_sizes_file import BlockSizes
 from dflash.evaluation.report_file import Evaluation
 from dflash.evaluation.speedup import StepCost
 from workbench import acceptance_view, compare_view, speed_view
@@ -114,7 +115,7 @@ def views(desk: EvaluateJobs, name: str | None, others: Sequence[str], gamma: fl
     """Values of everything on the page that follows from results.
 
     Raises:
-        UserError: a result to compare with is gone or damaged, or there are too many.
+        UserError: there are too many results to compare.
     """
     if not name:
         return _nothing(desk, "Nothing was evaluated yet: choose prompt sets and press Evaluate.")
@@ -122,6 +123,8 @@ def views(desk: EvaluateJobs, name: str | None, others: Sequence[str], gamma: fl
         result = desk.results.load(name)
     except UserError as error:
         return _nothing(desk, str(error))  # where the answer would stand: a link may name what is gone
+    if not result.counts.steps:
+        return _nothing(desk, f"Nothing was decoded with the draft in {name!r}: evaluate with more new tokens.")
     figures = [
         acceptance_view.survival(result, gamma),
         acceptance_view.by_group(result, group),
@@ -157,7 +160,10 @@ def _compared(desk: EvaluateJobs, name: str, result: Evaluation, others: Sequenc
         return [gr.update(visible=False), "", gr.update(visible=False), "", gr.update(visible=False), ""]
     if len(others) >= compare_view.MOST:
         raise UserError(f"{len(others) + 1} results are too many to compare: choose up to {compare_view.MOST}.")
-    loaded = [(name, result), *((other, desk.results.load(other)) for other in others)]
+    try:
+        loaded = [(name, result), *((other, desk.results.load(other)) for other in others)]
+    except UserError as error:  # a link may name what is gone: the first result is there all the same
+        return [gr.update(visible=True), acceptance_view.words(str(error)), *figure_values(None), *figure_values(None)]
     sentence, pairs = compare_view.one_against_another(loaded[0], loaded[1])
     said = f'<p class="df-answer df-small">{sentence}</p>' if sentence else ""
     return [gr.update(visible=True), said, *figure_values(compare_view.over_results(loaded)), *figure_values(pairs)]
@@ -165,11 +171,28 @@ def _compared(desk: EvaluateJobs, name: str, result: Evaluation, others: Sequenc
 
 def _supposed(desk: EvaluateJobs, names: Sequence[str], numbers: Sequence[float]) -> list[Any]:
     tau, *times = (float(number) for number in numbers)
-    measured = [speed_view.measured_dot(name, desk.results.load(name)) for name in dict.fromkeys(names) if name]
-    sizes = desk.results.block_sizes()
-    dots = [dot for dot in measured if dot] + speed_view.size_dots(sizes[0] if sizes else None)
+    measured = [speed_view.measured_dot(name, result) for name, result in _there(desk, names)]
+    sizes = _block_sizes(desk)
+    dots = [dot for dot in measured if dot] + speed_view.size_dots(sizes)
     answer, figure = speed_view.whatif(Dot("what if", StepCost(*times), tau), dots)
     return [answer, *figure_values(figure)]
+
+
+def _there(desk: EvaluateJobs, names: Sequence[str]) -> Iterator[tuple[str, Evaluation]]:
+    """The results that can be read; of the others it is said where they are shown."""
+    for name in dict.fromkeys(filter(None, names)):
+        try:
+            yield name, desk.results.load(name)
+        except UserError:
+            continue
+
+
+def _block_sizes(desk: EvaluateJobs) -> BlockSizes | None:
+    try:
+        found = desk.results.block_sizes()
+    except UserError:
+        return None  # said where block sizes are shown
+    return found[0] if found else None
 
 
 def _slider_values(dot: Dot, result: Evaluation) -> list[Any]:
