@@ -11,7 +11,7 @@ from dflash.decoding.sampling import RULES
 from dflash.errors import UserError
 from dflash.evaluation.acceptance import AcceptanceCounts, Proportion
 from workbench.bench import Bench
-from workbench.components import packed, panel, table_behind
+from workbench.components import packed, panel, refusal, table_behind
 from workbench.examples import EXAMPLE_PROMPTS
 from workbench.figures.acceptance import accepted_per_step, survival_by_slot
 from workbench.pages import decode_api, decode_ways
@@ -23,6 +23,8 @@ from workbench.turns import bench_turns, place_in_words
 
 RECORDING = Path(__file__).parent.parent / "recordings" / "race.json"
 _RULE_NAMES = {"target": "Sample the target, accept while equal", "rejection": "Full rejection sampling"}
+# Ends of the sliders; the block size ends with the draft's.
+_SLIDERS = {"max_new_tokens": (8, 512), "block_size": (2, 2), "temperature": (0, 1.5)}
 _PRIVATE = {"api_visibility": "private"}
 _READ = {"concurrency_limit": None, "show_progress": "hidden", **_PRIVATE}
 # What computes waits for its turn in `bench_turns`, where it can say so; Gradio's own limit would wait in silence.
@@ -75,7 +77,7 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
             return [gr.skip()] * (len(names) + 2)
         said = list(settings.history)
         return [
-            *(getattr(settings, name) for name in names),
+            *(_control_value(bench, name, settings) for name in names),
             gr.update(value=packed(said), visible=bool(said)),
             bool(said),
         ]
@@ -194,6 +196,19 @@ def _linked_settings(bench: Bench, query: dict[str, str]) -> RaceSettings | None
     return _asked(lambda: RaceSettings.from_query(query, defaults))
 
 
+def _control_value(bench: Bench, name: str, settings: RaceSettings) -> Any:
+    """A control's value for a link. Sliders are widened to hold it: Gradio refuses what lies beyond their ends, and
+    traces of the API or of another draft may."""
+    value = getattr(settings, name)
+    if name not in _SLIDERS:
+        return value
+    low, high = _SLIDERS[name]
+    if name == "block_size":
+        high = bench.block_size(settings.draft)
+        value = value or high  # 0 is the draft's own
+    return gr.Slider(minimum=min(low, value), maximum=max(high, value), value=value)
+
+
 def _save(bench: Bench, record: RaceRecord | None) -> str:
     if record is None:
         raise gr.Error("There is no run of this tab to save: press Decode first.", print_exception=False)
@@ -205,7 +220,7 @@ def _asked(question) -> Any:
     try:
         return question()
     except UserError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise refusal(error) from error
 
 
 def _without_trace(details: dict[str, Any]) -> dict[str, Any]:
