@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from dflash.errors import UserError
 from workbench.theme import static_text
 
 
@@ -18,6 +19,16 @@ def packed(value: Any) -> str:
     """A panel's value as it travels. As an object, Gradio would watch every field of it, which is slow for long traces."""
     # "<" is written as an escape, so that Gradio does not mistake a token for a script.
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+
+
+def as_text(sentence: str) -> str:
+    """A sentence for Gradio's messages, which take HTML: a link could name a picture on another machine."""
+    return html.escape(sentence, quote=False)
+
+
+def refusal(error: UserError) -> gr.Error:
+    """A user's mistake as the message that Gradio shows."""
+    return gr.Error(as_text(str(error)), print_exception=False)
 
 
 def panel(name: str, value: Any = None, *, scripts: Sequence[str] = (), **options) -> gr.HTML:

@@ -1,5 +1,6 @@
 """Values for the Acceptance page's components that several of its modules hand out."""
 
+import html
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -8,6 +9,7 @@ import gradio as gr
 from dflash.errors import UserError
 from workbench import speed_view
 from workbench.acceptance_view import Figure
+from workbench.components import refusal
 from workbench.evaluate_jobs import EvaluateJobs
 
 Value = TypeVar("Value")
@@ -22,7 +24,10 @@ def figure_values(figure: Figure | None) -> list[Any]:
 
 def size_values(desk: EvaluateJobs) -> list[Any]:
     """Sentence, row of figures, and both figures of the block sizes; `SIZE_VALUES` in all."""
-    sentence, speeds, costs = speed_view.block_sizes(desk.results.block_sizes())
+    try:
+        sentence, speeds, costs = speed_view.block_sizes(desk.results.block_sizes())
+    except UserError as error:  # a damaged measurement must not take the rest of the page along
+        sentence, speeds, costs = html.escape(str(error)), None, None
     said = f'<p class="df-answer df-small">{sentence}</p>'
     return [said, gr.update(visible=speeds is not None), *figure_values(speeds), *figure_values(costs)]
 
@@ -36,4 +41,4 @@ def said(work: Callable[[], Value]) -> Value:
     try:
         return work()
     except UserError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise refusal(error) from error

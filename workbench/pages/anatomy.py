@@ -24,7 +24,7 @@ from workbench.anatomy import (
 from workbench.anatomy_query import DEFAULTS, OWN, AnatomyQuery, input_store
 from workbench.anatomy_rows import ROW_TOKENS, Rows, built_in_rows, file_rows, text_rows
 from workbench.bench import Bench
-from workbench.components import packed, panel, table_behind
+from workbench.components import packed, panel, refusal, table_behind
 from workbench.examples import EXAMPLE_CONVERSATIONS
 from workbench.figures.mask import mask_cells, mask_tiles
 from workbench.pages import anatomy_api, anatomy_checks
@@ -289,4 +289,4 @@ def _asked(question: Callable[[], Any]) -> Any:
     try:
         return question()
     except UserError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise refusal(error) from error

@@ -9,7 +9,7 @@ import gradio as gr
 from dflash.decoding.ways import MAX_ROUNDS, Way
 from dflash.errors import UserError
 from workbench.bench import Bench
-from workbench.components import packed, panel
+from workbench.components import packed, panel, refusal
 from workbench.machine import in_words
 from workbench.race_settings import RaceSettings, parse_history
 from workbench.turns import place_in_words
@@ -54,7 +54,7 @@ def build(bench: Bench, controls: dict[str, gr.components.Component], history: g
             way = draft_way(_settings(names, values, ""))
             return _view(added(entries, way), "")
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refusal(error) from error
 
     def remove_way(view: str, event: gr.EventData) -> str:
         entries = _entries(view)

@@ -10,7 +10,7 @@ from dflash.embedded import EMBEDDED_NAME
 from dflash.errors import UserError
 from dflash.recipes import shipped_recipes
 from workbench.bench import Bench
-from workbench.components import packed, panel, table_behind
+from workbench.components import as_text, packed, panel, refusal, table_behind
 from workbench.figures.train_plan import learning_rate_curve, memory_bars, rate_points
 from workbench.form import about_origin, form_view, origins
 from workbench.pages.train_api import add_endpoints
@@ -46,7 +46,7 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
         try:
             return [*views(desk, RunRequest.from_query(dict(request.query_params), first)), job_view(desk)]
         except UserError as error:
-            gr.Warning(str(error))  # a link to a run that is gone still opens the page
+            gr.Warning(as_text(str(error)))  # a link to a run that is gone still opens the page
             return [*views(desk, first), job_view(desk)]
 
     def edited(event: gr.EventData) -> list[Any]:
@@ -173,7 +173,7 @@ def _said(work) -> Any:
     try:
         return work()
     except UserError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise refusal(error) from error
 
 
 def _words(text: str) -> str:
