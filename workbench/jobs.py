@@ -152,8 +152,10 @@ class Jobs:
 
     def advance(self) -> None:
         """Start the next queued job if its turn has come. Keepers call it; call it too where a queue is looked at."""
-        with self._locked():
-            self._advance()
+        # Looked at first without the lock, which pages that ask every two seconds would hold against one another.
+        if any(job.state == "queued" for job in self.list()):
+            with self._locked():
+                self._advance()
 
     def _advance(self) -> None:
         while True:

@@ -81,7 +81,11 @@ class Keeper:
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
-        write_json(folder / "process.json", {**identity(self._job.pid), "time": time.time()})
+        try:
+            write_json(folder / "process.json", {**identity(self._job.pid), "time": time.time()})
+        except OSError:  # a full disk: nobody would know of it
+            self._signal_group(signal.SIGKILL)
+            raise
 
     def stay(self) -> None:
         """Until the job has ended; then record how, leave nothing of it behind, and let the next queued one begin."""
