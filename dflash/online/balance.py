@@ -58,7 +58,8 @@ class Load:
         units = self.serving or self.servers - len(self.silent)
         if not (self.busy and units and self.served_per_s and self.tokens_per_s):
             return None
-        return Capacity(self.served_per_s / self.busy / units, self.tokens_per_s / (1 - self.waits) / self.training)
+        trains = max(0.001, 1 - self.waits)  # a trainer that always waits still did something
+        return Capacity(self.served_per_s / self.busy / units, self.tokens_per_s / trains / self.training)
 
 
 @dataclass(frozen=True)
