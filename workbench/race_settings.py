@@ -72,6 +72,8 @@ def parse_history(given: str | list | None, where: str = "The conversation so fa
             raise UserError(f"{where} is no JSON list of messages: clear it and begin anew.") from error
     if not given:
         return ()
+    if not isinstance(given, list):
+        raise UserError(f"{where} is no JSON list of messages: clear it and begin anew.")
     if len(given) > MAX_HISTORY:
         raise UserError(f"{where} has {len(given)} messages: keep {MAX_HISTORY} or fewer.")
     messages = parse_messages(given, where)
