@@ -107,7 +107,8 @@ class Bench:
         found = [self.draft_name]
         if self.target_name in SHIPPED_DRAFTS:
             found.append(SHIPPED)
-        found += sorted(str(weights.parent) for weights in self.runs.glob("*/checkpoints/*/draft/model.safetensors"))
+        kept = self.runs.glob("*/checkpoints/step_*/draft/model.safetensors")  # and not those that are being written
+        found += sorted(str(weights.parent) for weights in kept)
         return list(dict.fromkeys(found))
 
     def _folder(self, name: str) -> Path:
