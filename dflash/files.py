@@ -1,6 +1,7 @@
 """Writing files so that nobody ever reads half of one."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: the folder does not exist, cannot be written or is full; the file is as it was before.
     """
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Of this thread alone: two visitors of a server may save the same notes at once.
+    staging = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with naming(path):
             with open(staging, "w", encoding="utf-8") as file:

@@ -14,6 +14,7 @@ from dflash.model.loading import load_draft
 from dflash.target import TargetModel
 
 SHIPPED = "shipped"
+_MOST_DRAFTS = 12  # in memory at once: as many as one comparison may hold
 
 
 class Bench:
@@ -70,6 +71,8 @@ class Bench:
                 engine.warm_up()
                 older = f"{name}@"
                 self._engines = {known: kept for known, kept in self._engines.items() if not known.startswith(older)}
+                while len(self._engines) >= _MOST_DRAFTS:
+                    self._engines.pop(next(iter(self._engines)))
                 self._engines[key] = engine
             return self._engines[key]
 
