@@ -61,6 +61,7 @@ def serve(options: argparse.Namespace, auth: tuple[str, str] | None):
         show_error=True,
         prevent_thread_lock=True,
         footer_links=[],
+        max_file_size=32 << 20,  # the most that a page takes; more would only fill the disk
         theme=theme.theme(),
         head=theme.head(),
     )
