@@ -111,7 +111,7 @@ def desk(tiny_target, tiny_target_folder, tmp_path) -> EvaluateJobs:
     yield desk
     for job in desk.jobs.list():
         if job.active:
-            desk.act("abort" if job.state == "queued" else "stop", job.name)
+            (desk.jobs.abort if job.state == "queued" else desk.jobs.stop)(job.name)
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,8 @@ class OnlineFeatures:
             seconds=seconds,
             tokens_per_s=(now.tokens - before.tokens) / seconds,
             bytes_per_s=(now.bytes - before.bytes) / seconds,
-            waited=(now.wait_seconds - before.wait_seconds) / seconds,
+            # A wait counts where it ends, so one that began in the window before may exceed this one.
+            waited=min(1.0, (now.wait_seconds - before.wait_seconds) / seconds),
             reading=(now.read_seconds - before.read_seconds) / (seconds * READERS),
             store_used_bytes=usage and usage.used_bytes,
             store_capacity_bytes=usage and usage.capacity_bytes,
