@@ -41,7 +41,11 @@ function draw() {
   element.firstElementChild.dataset.phase = view.phase;
   const list = find(".df-list");
   list.replaceChildren(...view.entries.map(chip));
-  if (!view.entries.length) list.append(make("span", "df-note", "No settings in the list yet: press “Add these settings”."));
+  if (!view.entries.length) {
+    const note = make("span", "df-note", "No settings in the list yet: press “Add these settings”.");
+    note.setAttribute("role", "listitem"); // a list without items is no list to a screen reader
+    list.append(note);
+  }
   const most = Math.max(...view.rows.map((row) => row.speedup || 0), 1);
   find("tbody").replaceChildren(...view.rows.map((row) => line(row, most)));
   find(".df-result").hidden = !view.rows.length;
