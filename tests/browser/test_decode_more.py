@@ -179,7 +179,7 @@ def test_a_stopped_decoding_leaves_the_engine_within_a_step(visit, monkeypatch):
 
 def test_a_stopped_comparison_lets_the_next_visitor_in(visit):
     first = visit()
-    few_tokens(first.page, 448)
+    few_tokens(first.page, 320)
     first.page.fill("#rounds input", "9")
     first.page.click("#compare")
     first.page.wait_for_selector(".df-ways tbody tr")
@@ -192,7 +192,7 @@ def test_a_stopped_comparison_lets_the_next_visitor_in(visit):
 
 def test_whoever_waits_is_told_the_place_in_the_queue(visit):
     first = visit()
-    few_tokens(first.page, 448)
+    few_tokens(first.page, 320)
     first.page.fill("#rounds input", "9")
     first.page.click("#compare")
     first.page.wait_for_selector(".df-ways[data-phase=running]")
