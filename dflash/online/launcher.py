@@ -23,7 +23,7 @@ from dflash.online.opening import join_store, prove_server, sweep_run
 from dflash.online.rank import rank_log
 from dflash.online.server import progress_line
 from dflash.online.stop_requests import StopRequests
-from dflash.online.store import MooncakeStore
+from dflash.online.store import MooncakeStore, key_prefix
 from dflash.online.store_errors import StoreError
 from dflash.online.trainers import Trainers
 from dflash.training.run_folder import RunFolder
@@ -185,7 +185,10 @@ class Launcher:
     def _clear(self, store: MooncakeStore) -> None:
         """Remove what requests left that were given up, and say what the store holds at the end."""
         try:
-            swept, left = sweep_run(store, self._run.path), store.usage()
+            swept = sweep_run(store, self._run.path)
+            # A server that died while it was proved may have left its probe; this store is the run's alone.
+            swept += store.sweep(key_prefix("probe"))
+            left = store.usage()
         except (UserError, StoreError) as error:
             self._say(f"The store cannot be looked at any more: {error}")
             return
