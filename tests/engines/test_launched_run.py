@@ -100,13 +100,15 @@ def fill_for_a_while(master: str, run: Launched) -> None:
         buffer, count = other.allocate(1 << 20), 0
         deadline, full_since = time.monotonic() + 60, None
         while time.monotonic() < deadline and (full_since is None or time.monotonic() - full_since < 3):
-            for size in (1 << 20, 1 << 16, 1 << 12):
-                # Memory of the server that was killed counts as room until the master gives it up.
-                with suppress(StoreFull, OwnerLost):
-                    while run.process.poll() is None:
-                        other.put({f"dflash/other/{count}": buffer[:size]})
-                        count += 1
-            full_since = full_since or time.monotonic()
+            try:
+                for size in (1 << 20, 1 << 16, 1 << 12):
+                    with suppress(StoreFull):
+                        while run.process.poll() is None:
+                            other.put({f"dflash/other/{count}": buffer[:size]})
+                            count += 1
+                full_since = full_since or time.monotonic()
+            except OwnerLost:  # memory of the server that was killed counts as room until the master gives it up
+                time.sleep(0.5)
             time.sleep(0.05)
         with suppress(StoreError):
             other.sweep("dflash/other/")
