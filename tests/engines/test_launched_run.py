@@ -62,7 +62,8 @@ def test_a_killed_server_a_killed_master_and_a_full_store_cost_time_only(
     environment, tiny_target_folder, tmp_path, reference
 ):
     tree = online_tree(tiny_target_folder, tmp_path, on_failure="restart")
-    run, online = Launched(tree, tmp_path, step_seconds=0.2), tree["online"]
+    # Slow steps: every fault has to strike while there is still something to capture, on a quick machine as well.
+    run, online = Launched(tree, tmp_path, step_seconds=1.0), tree["online"]
     try:
         run.until_step(4)
         os.kill(the_process(run, f"--port={online['port']}"), signal.SIGKILL)
