@@ -18,7 +18,7 @@ from dflash.data.conversations import Conversation, read_conversations
 from dflash.data.load import load_conversations
 from dflash.data.messages import Rejected
 from dflash.errors import UserError
-from dflash.online import answering
+from dflash.online import retries
 from dflash.online.answering import AnswerSettings, AskSettings
 from dflash.online.regenerate import Order, describe_servers, regenerate
 from dflash.online.turns import questions
@@ -287,7 +287,7 @@ def test_each_server_works_on_as_many_as_it_may_even_when_another_rests(launch, 
 
 
 def test_patience_ends_the_work_and_what_was_done_is_kept(launch, make, tmp_path, monkeypatch):
-    monkeypatch.setattr(answering, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(retries, "_LONGEST_PAUSE", 0.2)
     data = talk(tmp_path / "talk.jsonl", 6)
     (server,) = launch(lambda number, request: "answer" if number < 3 else "busy")
     with pytest.raises(UserError, match=r"The answer to conversation 'c\d' could not be had in 0.5 s; .*HTTP 503"):

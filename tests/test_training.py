@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from dflash.config import DraftConfig, ScheduleConfig, load_config, parse_config
+from dflash.config import DraftConfig, ScheduleConfig, load_config
 from dflash.errors import UserError
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft

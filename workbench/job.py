@@ -16,13 +16,13 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dflash.files import write_atomically
 from workbench.failure import likely_cause
 from workbench.process import ProcessId
 
-STATES = ("queued", "running", "done", "failed", "stopped", "lost")
+State = Literal["queued", "running", "done", "failed", "stopped", "lost"]
 _TAIL_BYTES = 256 << 10
 _LONGEST_LINE = 2_000  # characters shown of one line
 _ASKED_TO_STOP = (130, 143, -2, -15)  # as `dflash` exits after SIGINT and SIGTERM, and as they end other programs
@@ -45,7 +45,7 @@ class Job:
     stop_requested: float | None
     process: ProcessId | None
     keeper: ProcessId | None
-    state: str  # one of STATES
+    state: State
 
     @classmethod
     def read(cls, folder: Path) -> "Job | None":
@@ -150,7 +150,7 @@ def _shortened(line: str) -> str:
     return line if hidden <= 0 else f"{line[:_LONGEST_LINE]} … ({hidden:,} more characters)"
 
 
-def _state(folder: Path, asked: str, processes: tuple, code: int | None, stopping: bool) -> str:
+def _state(folder: Path, asked: str, processes: tuple, code: int | None, stopping: bool) -> State:
     if asked == "queued":
         return "queued"
     if code is None:

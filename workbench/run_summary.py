@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import yaml
@@ -15,7 +15,7 @@ import yaml
 from workbench.metric_lines import Cursor, Record, is_number, newest, read_on
 
 HEARTBEAT_BOUND = 45.0  # seconds; the trainer writes one every 8
-STATES = ("queued", "starting", "running", "stopped", "finished", "failed", "lost")
+State = Literal["queued", "starting", "running", "stopped", "finished", "failed", "lost"]
 KINDS = ("train", "validation", "decode")
 _ENDED = ("stopped", "finished", "failed")
 _SPEED_RECORDS = 20  # over which the time left is estimated
@@ -26,7 +26,7 @@ class RunSummary:
     """What is known of a run without reading all of it. Everything numeric is None where nothing was recorded yet."""
 
     name: str
-    state: str  # one of STATES
+    state: State
     message: str = ""  # why it is in that state, as a sentence; empty where there is nothing to add
     problem: str = ""  # what in its folder could not be read, as sentences
     started: float | None = None  # epoch seconds

@@ -7,9 +7,7 @@ order in which they are finished.
 
 import asyncio
 import hashlib
-import random
 import re
-import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,13 +17,12 @@ from dflash.data.conversations import Conversation
 from dflash.data.messages import Rejected
 from dflash.errors import UserError
 from dflash.online.client import Answer, EngineClient, Refused, ServerFault
+from dflash.online.retries import Retries
 from dflash.online.servers import Server, ServerList
 from dflash.online.turns import questions
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 8.0  # seconds before an answer is asked for again
 _LOOK_EVERY = 1.0  # seconds after which somebody looks for a server that rested while others were full
 _OPENED = "<think>"  # some templates begin the answer; what the target goes on with lacks the tag
-_JITTER = random.Random()  # its own, so that seeded runs stay as they are
 
 
 @dataclass(frozen=True)
@@ -164,8 +161,7 @@ class Answerer:
         if self._answers.temperature > 0:
             sampling["sampling_seed"] = _seed(self._answers.seed, name)
         what = f"The answer to conversation {name.partition(chr(10))[0]!r}"
-        first_failure: float | None = None
-        pause, avoid = _FIRST_PAUSE, None
+        retries, avoid = Retries(self._asking.patience), None
         while True:
             server = await self._free_server(avoid)
             try:
@@ -178,8 +174,7 @@ class Answerer:
             except ServerFault as error:
                 self.last_trouble = str(error)
                 self.servers.failed(server, rest=True)
-                first_failure = first_failure or time.monotonic()
-                if time.monotonic() - first_failure >= self._asking.patience:
+                if retries.failed():
                     raise UserError(
                         f"{what} could not be had in {self._asking.patience:g} s; at last {error}: see the servers' "
                         "logs, then go on with the same command."
@@ -188,8 +183,7 @@ class Answerer:
                 self._freed.set()
             self.retries += 1
             avoid = server
-            await asyncio.sleep(pause * _JITTER.uniform(0.5, 1.0))
-            pause = min(_LONGEST_PAUSE, 2 * pause)
+            await retries.pause()
 
     async def _free_server(self, avoid: Server | None) -> Server:
         """The next one to ask; waits while all of them rest or have all that they may work on."""

@@ -4,7 +4,6 @@ One thread with an event loop holds all requests; the store, whose calls block, 
 """
 
 import asyncio
-import random
 import threading
 import time
 import uuid
@@ -21,16 +20,15 @@ from dflash.errors import UserError
 from dflash.online.buffers import BufferPool
 from dflash.online.capture_record import CaptureFailed, CaptureRecord
 from dflash.online.client import EngineClient, Refused, ServerFault
+from dflash.online.retries import Retries
 from dflash.online.servers import Server, ServerList
 from dflash.online.store import Usage
 from dflash.online.store_errors import MasterDown, StoreError, StoreFull
 
 READERS = 3  # threads that read from the store, one of which looks after it now and then
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 8.0  # seconds before a document is asked for again
 _LATE_SECONDS = 30.0  # a server may still write for a request that was given up; its objects are swept after so long
 _LOOK_EVERY = 5.0
 _DRAIN_SECONDS = 2.0  # how long closing waits for answers, so that their objects can be removed
-_JITTER = random.Random()  # its own, so that seeded runs stay as they are
 _CLOSED = "the source of features is closed"
 
 
@@ -227,8 +225,7 @@ class Fetcher:
     async def _fetch(self, ticket: Ticket) -> Fetched:
         """Try until it works, or until patience is at its end."""
         what = f"The features of conversation {ticket.id!r} ({len(ticket.tokens)} tokens)"
-        first_failure: float | None = None
-        pause, avoid = _FIRST_PAUSE, None
+        retries, avoid = Retries(self._settings.patience), None
         while True:
             server = await self._awake_server(avoid)
             try:
@@ -241,16 +238,14 @@ class Fetcher:
             except (ServerFault, CaptureFailed, StoreError) as error:
                 self.last_trouble = str(error)
                 self.counts.store_full += _tells_full_store(error)
-                first_failure = first_failure or time.monotonic()
-                if time.monotonic() - first_failure >= self._settings.patience:
+                if retries.failed():
                     raise UserError(
                         f"{what} could not be had in {self._settings.patience:g} s; at last {error}: see the servers' "
                         "logs."
                     ) from error
             self.counts.retries += 1
             avoid = server
-            await asyncio.sleep(pause * _JITTER.uniform(0.5, 1.0))
-            pause = min(_LONGEST_PAUSE, 2 * pause)
+            await retries.pause()
 
     async def _awake_server(self, avoid: Server | None) -> Server:
         while (server := self.servers.choose(avoid)) is None:

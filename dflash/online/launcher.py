@@ -15,7 +15,6 @@ from typing import Any
 from dflash.config import TrainConfig
 from dflash.data.tokenizer import load_tokenizer
 from dflash.errors import UserError
-from dflash.online.child import ChildFailed
 from dflash.online.deployment import Deployment
 from dflash.online.engines import Engines, PartFailed, Policy
 from dflash.online.follow import Follower, errors_into
