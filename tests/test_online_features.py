@@ -4,9 +4,11 @@ import itertools
 import random
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
+import waiting
 from online_fakes import LAYER_IDS, WIDTH, FakeServer, FakeStore, features_of
 
 from dflash.data.rows import Row
@@ -18,6 +20,8 @@ from dflash.online.fetcher import FetchSettings, Layout
 from dflash.online.source import OnlineFeatures
 from dflash.online.store import key_prefix
 from dflash.online.store_errors import StoreError
+
+until = partial(waiting.until, seconds=5)
 
 PREFIX = key_prefix("run", "0")
 
@@ -107,13 +111,6 @@ def train(source: OnlineFeatures, items: list[list[Row]], depth: int = 2) -> lis
 
 def ids(count: int) -> list[str]:
     return [f"c{n}" for n in range(count)]
-
-
-def until(condition, seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("depth", [0, 2])

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import waiting
 from byte_tokenizer import byte_tokenizer
 
 import dflash
@@ -22,6 +23,8 @@ from dflash.online.processes import ask_to_stop, children
 from dflash.online.rank import is_launched, rank_log
 from dflash.online.stop_requests import StopRequests
 from dflash.online.tokenizer_proof import require_same_tokenizer
+
+until = partial(waiting.until, seconds=30)
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dflash.__file__).parents[1])}
 
@@ -168,13 +171,6 @@ def test_keys_of_a_run_begin_alike_whatever_the_sitting_and_rank_and_unlike_any_
             key = rank_prefix(mine, generation, rank)
             assert key.startswith(run_prefix(tmp_path / "a")) and not key.startswith(run_prefix(tmp_path / "b"))
     assert not rank_prefix(mine, first, 11).startswith(rank_prefix(mine, first, 1))
-
-
-def until(condition, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def running(pid: int) -> bool:

@@ -4,15 +4,19 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import waiting
 from tiny_runs import write_conversations
 
 from dflash.config import load_config
 from dflash.errors import UserError
 from workbench.run_request import RunRequest, prepare
 from workbench.train_jobs import TrainJobs, missing_files, synthesis_in_words
+
+until = partial(waiting.until, seconds=60.0)
 
 QUICK = "smollm2-135m-quick"
 WAITS = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
@@ -31,13 +35,6 @@ def desk(tmp_path, monkeypatch):
         if job.state == "running":
             desk.stop(job.name, grace=0)
     until(lambda: not any(job.active for job in desk.jobs.list()))
-
-
-def until(condition, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def write_run(desk: TrainJobs, name: str, state: str, *, beat: float = 0.0, checkpoint: bool = False, **status) -> None:

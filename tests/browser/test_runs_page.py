@@ -4,13 +4,16 @@ import csv
 import io
 import json
 import shutil
-import time
+from functools import partial
 
 import pytest
+import waiting
 from runs_folders import write_metrics, write_run
 from workbench_server import running_workbench, save_tiny_draft
 
 from workbench.run_notes import read_notes
+
+until = partial(waiting.until, seconds=15.0)
 
 pytestmark = pytest.mark.browser
 
@@ -44,14 +47,6 @@ def curves_of(page, *names):
 
 def names_in(page) -> list[str]:
     return page.locator(".df-runs-table tbody .df-run-name").all_text_contents()
-
-
-def wait_until(holds, seconds: float = 15.0) -> None:
-    """Until `holds()`: what a key does shows once the server has thinned the new range."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def steps_in_view(page) -> tuple[float, float]:
@@ -147,9 +142,9 @@ def test_a_chart_is_read_and_zoomed_by_keyboard_alone(root, look):
     assert page.text_content("[data-panel=tau] .df-curve-where") == "step 2"  # one crosshair for all charts
     assert "step 2" in plot.get_attribute("aria-label")
     plot.press("+")
-    wait_until(lambda: steps_in_view(page)[1] < 60)
+    until(lambda: steps_in_view(page)[1] < 60)
     plot.press("0")
-    wait_until(lambda: steps_in_view(page) == (1, 100))
+    until(lambda: steps_in_view(page) == (1, 100))
 
 
 def test_the_table_behind_a_chart_has_its_points(root, look):

@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+import waiting
 from tiny_runs import write_conversations
 
 from workbench.jobs import Jobs
+
+until = partial(waiting.until, seconds=240.0)
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,13 +135,6 @@ def press(page, name: str, action: str) -> None:
 
 def number(page, label: str) -> str:
     return page.inner_text(f".df-numbers div:has(dt:text-is('{label}')) dd")
-
-
-def until(condition, seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
 
 
 def test_a_fresh_machine_is_told_what_is_missing_and_how_to_make_it(tab, bench):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import until
 
 import dflash
 from dflash.errors import UserError
@@ -109,13 +110,6 @@ def doomed(tmp_path):
 @pytest.fixture
 def buffer(store) -> torch.Tensor:
     return store.allocate(2 * MIB)
-
-
-def until(condition, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def test_tensors_of_another_process_arrive_bit_for_bit_and_leave_no_trace_after_removal(store, owner, buffer):

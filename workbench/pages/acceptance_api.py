@@ -13,6 +13,16 @@ from workbench.evaluate_jobs import EvaluateJobs, EvaluationRequest
 from workbench.pages.acceptance_values import said
 
 
+def whatif(tau: float, t_target: float, t_draft: float, t_verify: float, t_overhead: float) -> dict:
+    """Speed-up = tau * t_target / (t_draft + t_verify + t_overhead), and the tau below which nothing is gained."""
+
+    def work() -> dict:
+        cost = StepCost(float(t_target), float(t_draft), float(t_verify), float(t_overhead))
+        return {"speedup": cost.speedup(float(tau)), "break_even_tau": cost.break_even_tau, "step_ms": cost.step}
+
+    return said(work)
+
+
 def add_endpoints(desk: EvaluateJobs) -> None:
     """Every action of the page under a name of its own; mistakes come back as their sentence."""
 
@@ -27,15 +37,6 @@ def add_endpoints(desk: EvaluateJobs) -> None:
     def compare_results(first: str, second: str) -> dict:
         """Two results on the prompts they share: the second's tau less the first's, with interval and counts."""
         return said(lambda: _pair(desk, first, second))
-
-    def whatif(tau: float, t_target: float, t_draft: float, t_verify: float, t_overhead: float) -> dict:
-        """Speed-up = tau * t_target / (t_draft + t_verify + t_overhead), and the tau below which nothing is gained."""
-
-        def work() -> dict:
-            cost = StepCost(float(t_target), float(t_draft), float(t_verify), float(t_overhead))
-            return {"speedup": cost.speedup(float(tau)), "break_even_tau": cost.break_even_tau, "step_ms": cost.step}
-
-        return said(work)
 
     def block_sizes() -> dict:
         """The newest measurement of all block sizes: tau, times and speed-up of each, and the best one."""
