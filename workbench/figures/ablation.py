@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from workbench.figures.intervals import error_bars
 from workbench.figures.palette import DRAFT, IDLE, TARGET, lay_out
 
 # Opaque and light on any ground, so that one dark ink can be read on all of them.
@@ -49,15 +50,7 @@ def measure_by_setting(
     figure.add_scatter(
         x=labels,
         y=[point.value for point in points],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [point.high - point.value for point in points],
-            "arrayminus": [point.value - point.low for point in points],
-            "color": DRAFT,
-            "thickness": 1.5,
-            "width": 5,
-        },
+        error_y=error_bars([(p.value, p.low, p.high) for p in points], color=DRAFT, thickness=1.5, width=5),
         mode="markers",
         name="all runs, 95 % interval",
         marker={

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from dflash.evaluation.acceptance import AcceptanceCounts, Proportion
+from workbench.figures.intervals import error_bars
 from workbench.figures.palette import DRAFT, IDLE, TARGET, lay_out
 
 
@@ -67,12 +68,5 @@ def survival_by_slot(
 
 def percent_interval(proportions: Sequence[Proportion]) -> dict:
     """Plotly's asymmetric error bars; a slot that was never reached has none."""
-    spans = [(p.value, *p.interval) if p.total else (0.0, 0.0, 0.0) for p in proportions]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [100 * (high - value) for value, _, high in spans],
-        "arrayminus": [100 * (value - low) for value, low, _ in spans],
-        "thickness": 1,
-        "width": 3,
-    }
+    shares = [(p.value, *p.interval) if p.total else (0.0, 0.0, 0.0) for p in proportions]
+    return error_bars([tuple(100 * share for share in span) for span in shares], thickness=1, width=3)

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from dflash.evaluation.acceptance import Proportion
 from dflash.evaluation.breakdown import Estimate
 from workbench.figures.acceptance import percent_interval
+from workbench.figures.intervals import error_bars
 from workbench.figures.palette import DRAFT, IDLE, TARGET, lay_out
 
 _BIN = 0.25  # tokens per forward
@@ -193,14 +194,7 @@ def tau_pairs(pairs: Sequence[tuple[str, float, float]], first: str, second: str
 def tau_interval(estimates: Sequence[Estimate]) -> dict:
     """Plotly's asymmetric error bars; an estimate of one prompt has none."""
     spans = [(e.value, *e.interval) if e.interval else (0.0, 0.0, 0.0) for e in estimates]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [max(0.0, high - value) for value, _, high in spans],
-        "arrayminus": [max(0.0, value - low) for value, low, _ in spans],
-        "thickness": 1.5,
-        "width": 4,
-    }
+    return error_bars(spans, thickness=1.5, width=4)
 
 
 def in_words(estimate: Estimate) -> str:

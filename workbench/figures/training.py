@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from workbench.curves import PANELS, PROFILE, SLOTS, Curve, Panel, curves, slot_profile
+from workbench.figures.acceptance import percent_interval
 from workbench.figures.palette import RUNS, along_the_block, lay_out, translucent
 from workbench.run_series import RunSeries
 
@@ -64,19 +65,10 @@ def slot_profile_figure(*runs: RunSeries) -> go.Figure:
     figure = go.Figure()
     for place, run in enumerate(runs):
         shares = slot_profile(run)
-        spans = [share.interval or (0.0, 0.0) for share in shares]
-        values = [share.value or 0.0 for share in shares]
         figure.add_scatter(
             x=list(range(1, len(shares) + 1)),
-            y=[100 * value for value in values],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [100 * (high - value) for value, (_, high) in zip(values, spans, strict=True)],
-                "arrayminus": [100 * (value - low) for value, (low, _) in zip(values, spans, strict=True)],
-                "thickness": 1,
-                "width": 3,
-            },
+            y=[100 * (share.value or 0.0) for share in shares],
+            error_y=percent_interval(shares),
             name=run.name,
             mode="lines+markers",
             line={"color": RUNS[place % len(RUNS)], "width": 2},

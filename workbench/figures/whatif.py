@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from dflash.evaluation.block_sizes_file import SizeRow
 from dflash.evaluation.speedup import StepCost
+from workbench.figures.intervals import error_bars
 from workbench.figures.palette import DRAFT, IDLE, TARGET, lay_out
 
 _SPEEDUPS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)
@@ -97,14 +98,7 @@ def speed_by_block_size(rows: Sequence[SizeRow]) -> go.Figure:
     figure.add_scatter(
         x=sizes,
         y=[row.speedup for row in rows],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [row.speedup_range[1] - row.speedup for row in rows],
-            "arrayminus": [row.speedup - row.speedup_range[0] for row in rows],
-            "thickness": 1,
-            "width": 3,
-        },
+        error_y=error_bars([(row.speedup, *row.speedup_range) for row in rows], thickness=1, width=3),
         name="measured, with the slowest and fastest prompt",
         mode="lines+markers",
         line={"color": DRAFT, "width": 2},
