@@ -29,8 +29,9 @@ def workbench(tiny_target, tiny_target_folder, tmp_path_factory) -> str:
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """One browser for each file: Playwright's event loop does not run on beside the tests of the files behind."""
     path = shutil.which("chromium")
     if path is None:
         if os.environ.get("CI"):
