@@ -1,10 +1,12 @@
 """Regenerated answers: asked in the right words, every conversation exactly once, whatever servers and processes do."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -295,6 +297,46 @@ def test_patience_ends_the_work_and_what_was_done_is_kept(launch, make, tmp_path
     assert not (tmp_path / "out.jsonl").exists()
     (server,) = launch(answer)
     make(data, [server])
+    assert len(server.requests) == 3 and len(records(tmp_path / "out.jsonl")) == 6
+
+
+def in_a_running_loop(work):
+    """Called as a notebook's cell is."""
+
+    async def cell():
+        return work()
+
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(cell())
+    finally:
+        loop.close()
+
+
+def test_in_a_notebook_whose_thread_runs_a_loop_the_file_is_the_same(launch, make, tmp_path):
+    data = talk(tmp_path / "talk.jsonl", 5, turns=2)
+    make(data, launch(answer))
+    in_a_running_loop(lambda: make(data, launch(answer), out=tmp_path / "cell.jsonl"))
+    assert (tmp_path / "cell.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+    with pytest.raises(UserError, match="HTTP 404"):
+        in_a_running_loop(lambda: make(data, launch(lambda *_: "not found"), out=tmp_path / "other.jsonl"))
+
+
+def test_an_interrupted_cell_of_a_notebook_keeps_what_was_done_and_leaves_no_thread(launch, make, tmp_path):
+    def interrupting(number, request):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            return "late"
+        return "answer"
+
+    data = talk(tmp_path / "talk.jsonl", 6)
+    (server,) = launch(interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        in_a_running_loop(lambda: make(data, [server], in_flight=1))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("event-loop")]
+    assert len(server.requests) == 4 and not (tmp_path / "out.jsonl").exists()
+    (server,) = launch(answer)
+    in_a_running_loop(lambda: make(data, [server], in_flight=1))
     assert len(server.requests) == 3 and len(records(tmp_path / "out.jsonl")) == 6
 
 

@@ -11,7 +11,6 @@ differently. Above 0 every answer has a seed of its own, which SGLang obeys with
 what is in the journal is never asked for again, so a file is consistent in any case.
 """
 
-import asyncio
 import json
 import sys
 import time
@@ -33,6 +32,7 @@ from dflash.errors import UserError
 from dflash.online.answer_file import AnswerJournal, read_provenance
 from dflash.online.answering import Answerer, AnswerSettings, AskSettings
 from dflash.online.capture_proof import server_info
+from dflash.online.event_loops import run_to_end
 from dflash.online.tokenizer_proof import require_same_tokenizer
 
 _SYNC_EVERY = 2.0  # seconds of answers that the machine's own end may cost
@@ -115,7 +115,7 @@ def regenerate(
     with AnswerJournal(out, settings) as journal:
         before = journal.tokens
         with _Progress(count_conversations(order.data.train, order.data.limit), journal, progress, say) as shown:
-            asyncio.run(_fill(journal, answerer, _todo(order, journal, ids, unreadable), shown))
+            run_to_end(_fill(journal, answerer, _todo(order, journal, ids, unreadable), shown))
         sitting = {"seconds": round(time.monotonic() - started, 1), "tokens": journal.tokens - before}
         return journal.finish(
             ids,
