@@ -141,6 +141,9 @@ class Chart {
       label.textContent = figure(tick);
       parts.push(label);
     }
+    const axis = svg("text", { class: "tick axis", x: 0, y: HEIGHT - 6 });
+    axis.textContent = this.panel.axis;
+    parts.push(axis);
     const clip = `df-clip-${this.key}`;
     const mask = svg("clipPath", { id: clip });
     mask.append(svg("rect", { x: MARGIN.left, y: 0, width: Math.max(0, right - MARGIN.left), height: HEIGHT }));
