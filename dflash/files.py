@@ -1,5 +1,6 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Writing files so that nobody ever reads half of one, and one writer at a time."""
 
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,21 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file, which is made with its folder where it is missing; the lock goes with the process, however
+    that ends. Threads of one process keep one another out as well.
+
+    Raises:
+        BlockingIOError: somebody else holds it, and `wait` is false.
+        OSError: it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -5,15 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
+import waiting
+from ending_jobs import end_all
 
 from dflash.errors import UserError
 from workbench.job import tail
 from workbench.jobs import Jobs
 from workbench.process import ProcessId
+
+until = partial(waiting.until, seconds=60.0)
 
 SLEEP = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
 SAVES = [
@@ -36,20 +41,7 @@ def jobs(tmp_path):
     """Whatever a test leaves running is ended."""
     jobs = Jobs(tmp_path / "runs")
     yield jobs
-    for job in jobs.list():
-        if job.state == "queued":
-            jobs.abort(job.name)
-    for job in jobs.list():
-        if job.state == "running":
-            jobs.stop(job.name, grace=0)
-    until(lambda: not any(job.state == "running" for job in jobs.list()))
-
-
-def until(condition, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+    end_all(jobs)
 
 
 def begun(jobs: Jobs, name: str) -> None:
@@ -138,6 +130,47 @@ def test_a_job_whose_keeper_is_killed_goes_on_and_can_be_stopped(jobs):
     jobs.stop("a")
     assert over(jobs, "a").log_tail() == "begun\nsaved"
     assert jobs.get("a").state == "lost" and "without having said how" in jobs.get("a").likely_cause
+
+
+def test_without_a_keeper_too_a_launcher_ends_its_parts_itself_and_what_it_leaves_is_killed(jobs, tmp_path):
+    """Parts in sessions of their own, as servers and ranks are; the launcher waits for one and forgets the other."""
+    note = tmp_path / "pids"
+    source = (
+        "import signal, subprocess, sys, time\n"
+        f"parts = [subprocess.Popen(c, start_new_session=True) for c in ({SAVES!r}, {DEAF!r})]\n"
+        "def stop(*_):\n"
+        "    parts[0].terminate(); parts[0].wait(); print('brought down'); sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        f"open({str(note)!r}, 'w').write(' '.join(str(part.pid) for part in parts))\n"
+        "time.sleep(60)"
+    )
+    job = jobs.start([sys.executable, "-c", source], kind="train", name="a")
+    until(lambda: jobs.get("a").log_tail().count("begun") == 2 and note.exists())
+    heeds, ignores = (ProcessId.of(int(pid)) for pid in note.read_text().split())
+    os.kill(job.keeper.pid, signal.SIGKILL)
+    until(lambda: not job.keeper.is_alive())
+    jobs.stop("a")
+    until(lambda: not job.process.is_alive())
+    assert "saved" in jobs.get("a").log_tail() and "brought down" in jobs.get("a").log_tail()
+    assert not heeds.is_alive() and ignores.is_alive() and jobs.get("a").stopping
+    jobs.stop("a", grace=0)
+    until(lambda: not ignores.is_alive())
+    assert jobs.get("a").state == "lost"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+def test_orphans_of_a_job_that_goes_on_do_not_stay_as_zombies(jobs):
+    source = (
+        "import subprocess, sys, time\n"
+        "for _ in range(3):\n"
+        "    subprocess.run([sys.executable, '-c', 'import subprocess; subprocess.Popen([\"sleep\", \"0.2\"])'])\n"
+        "print('begun', flush=True)\n"
+        "time.sleep(60)"
+    )
+    job = jobs.start([sys.executable, "-c", source], kind="train", name="a")
+    begun(jobs, "a")
+    children = psutil.Process(job.keeper.pid).children
+    until(lambda: [child.pid for child in children()] == [job.process.pid])
 
 
 def test_a_job_killed_with_its_keeper_is_lost(jobs):
@@ -259,6 +292,51 @@ def test_a_resumed_job_goes_on_in_the_same_log(jobs):
     jobs.resume("a")
     job = over(jobs, "a")
     assert (job.state, job.log_tail().splitlines()) == ("done", ["begun", "saved", "resumed"])
+
+
+def test_a_job_can_wait_to_be_resumed_and_is_over_as_before_when_it_is_taken_out_again(jobs):
+    again = [sys.executable, "-c", "print('resumed')"]
+    jobs.start(SAVES, kind="train", name="a", resume_command=again)
+    begun(jobs, "a")
+    jobs.stop("a")
+    before = over(jobs, "a")
+    jobs.start(SAVES, kind="train", name="other")
+    begun(jobs, "other")
+    waits = jobs.resume("a", queued=True)
+    assert (waits.state, waits.started, waits.exit_code, waits.stop_requested) == ("queued", None, None, None)
+    jobs.abort("a")
+    after = jobs.get("a")
+    assert (after.state, after.exit_code, after.ended) == ("stopped", 130, before.ended)
+    assert after.log_tail() == "begun\nsaved"
+    jobs.resume("a", queued=True)
+    jobs.stop("other")
+    until(lambda: jobs.get("a").state == "done")
+    assert jobs.get("a").log_tail().splitlines() == ["begun", "saved", "resumed"]
+
+
+def test_a_job_is_resumed_at_once_where_nothing_else_runs(jobs):
+    jobs.start([sys.executable, "-c", "raise SystemExit(1)"], kind="train", name="a", resume_command=SLEEP)
+    assert over(jobs, "a").state == "failed"
+    assert jobs.resume("a", queued=True).state == "running"
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "writes", "state"),
+    [
+        ("evaluate", 1, True, "done"),  # an output was not identical
+        ("evaluate", 1, False, "failed"),  # it crashed
+        ("evaluate", 2, True, "failed"),
+        ("benchmark", 1, True, "failed"),
+        ("train", 1, True, "failed"),
+    ],
+)
+def test_what_an_exit_code_means_hangs_on_the_kind_of_job(jobs, tmp_path, kind, code, writes, state):
+    out = tmp_path / "out.json"
+    source = f"import sys; {writes} and open(sys.argv[2], 'w'); sys.exit({code})"
+    jobs.start([sys.executable, "-c", source, "--json", str(out)], kind=kind, name="a")
+    job = over(jobs, "a")
+    assert job.state == state and job.result_file == out
+    assert ("identical" in job.likely_cause) == (state == "done")
 
 
 def test_a_job_that_is_over_gives_its_name_back(jobs):

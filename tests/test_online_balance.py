@@ -36,6 +36,8 @@ def test_without_a_record_of_a_pipeline_nothing_is_claimed():
 def test_lines_of_another_version_are_passed_over():
     for change in ({"online": {}}, {"online": {"servers": []}}, {"online": "?"}, {"data_wait_percent": None}):
         assert verdict([record() | change]).bottleneck == "unknown"
+    for servers in ([None], ["http://a:1"], [{}]):
+        assert verdict([record(servers=servers)]).bottleneck == "unknown"
     whole = record(wait=50.0)
     assert set(whole["online"]) <= set(pooled([rank()])) and set(whole["online"]["servers"][0]) <= set(
         pooled([rank()])["servers"][0]

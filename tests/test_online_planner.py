@@ -186,6 +186,18 @@ def test_a_run_from_the_cache_measures_the_trainer(tmp_path):
     assert found["training"].value == pytest.approx(20_000 / 0.8 / 2)
 
 
+def test_records_of_another_version_are_passed_over_and_refused_where_there_are_no_others(tmp_path):
+    records = [{key: value for key, value in record(n).items() if key != "online"} for n in (1, 2, 3)]
+    older = [{**records[0], "data_wait_percent": None}, {"kind": "train", "tokens_per_s": 5.0}, [1], "?"]
+    mixed, pure = (
+        measured_rates(write_run(tmp_path / name, "cache", lines, world_size=2))
+        for name, lines in (("mixed", [*older, *records]), ("pure", records))
+    )
+    assert mixed["training"].value == pure["training"].value and mixed["length"].value == pure["length"].value
+    with pytest.raises(UserError, match="no record of its speed yet"):
+        measured_rates(write_run(tmp_path / "older", "cache", older, world_size=2))
+
+
 def test_runs_that_tell_no_rate_are_refused_with_the_reason(tmp_path):
     cached = [{key: value for key, value in record(1).items() if key != "online"}]
     for folder, reason in (

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import waiting
+from ending_jobs import end_all
 from tiny_runs import write_conversations
 
 from dflash.config import load_config
 from dflash.errors import UserError
 from workbench.run_request import RunRequest, prepare
-from workbench.train_jobs import TrainJobs, missing_files, synthesis_in_words
+from workbench.train_jobs import TrainJobs, data_job_name, missing_files, synthesis_in_words
 
 until = partial(waiting.until, seconds=60.0)
 
@@ -28,13 +29,7 @@ def desk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     desk = TrainJobs(tmp_path / "runs")
     yield desk
-    for job in desk.jobs.list():
-        if job.state == "queued":
-            desk.jobs.abort(job.name)
-    for job in desk.jobs.list():
-        if job.state == "running":
-            desk.stop(job.name, grace=0)
-    until(lambda: not any(job.active for job in desk.jobs.list()))
+    end_all(desk.jobs)
 
 
 def write_run(desk: TrainJobs, name: str, state: str, *, beat: float = 0.0, checkpoint: bool = False, **status) -> None:
@@ -90,7 +85,8 @@ def test_missing_data_is_made_first_and_the_run_waits_behind_it(desk):
     command = synthesis_in_words(prepared, "data/quick.jsonl")
     assert command.startswith("dflash synthesize --out data/quick.jsonl --self-instruct 128 --max-new-tokens 96")
     jobs = desk.begin_with_data(prepared)
-    assert [(job.name, job.kind) for job in jobs] == [("data-quick", "data"), ("mine", "train")]
+    maker = data_job_name("data/quick.jsonl")
+    assert [(job.name, job.kind) for job in jobs] == [(maker, "data"), ("mine", "train")]
     assert [row(desk, job.name)["place"] for job in jobs] == [1, 2]
     # While it is being made, more runs can wait for it, but none can start.
     again = prepare(RunRequest(QUICK, name="again"), desk.runs)
@@ -101,8 +97,28 @@ def test_missing_data_is_made_first_and_the_run_waits_behind_it(desk):
     with pytest.raises(UserError, match="queued already"):
         desk.begin_with_data(again)
     write_conversations(Path("data/quick.jsonl"), 40)  # half written: there, but not done
-    with pytest.raises(UserError, match="still being written by job 'data-quick'"):
+    with pytest.raises(UserError, match=f"still being written by job '{maker}'"):
         desk.begin(prepare(RunRequest(QUICK, name="now"), desk.runs), queued=False)
+
+
+def test_files_of_one_name_in_two_folders_are_made_by_two_jobs(desk):
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+    desk.jobs.start(WAITS, kind="evaluate", name="first")
+    files = ["a/talks.jsonl", "b/talks.jsonl"]
+    prepared = prepare(RunRequest(QUICK, {"data.train": ",".join(files)}, "mine"), desk.runs)
+    *makers, _ = desk.begin_with_data(prepared)
+    assert [job.command[job.command.index("--out") + 1] for job in makers] == files
+    assert data_job_name("a/talks.jsonl") == data_job_name(str(Path("a/talks.jsonl").absolute()))
+
+
+def test_no_data_is_made_for_a_run_whose_name_is_taken(desk):
+    Path("data").mkdir()
+    desk.jobs.start(WAITS, kind="evaluate", name="mine")
+    prepared = prepare(RunRequest(QUICK, name="mine"), desk.runs)
+    with pytest.raises(UserError, match="running already"):
+        desk.begin_with_data(prepared)
+    assert [job.name for job in desk.jobs.list()] == ["mine"]
 
 
 def test_data_is_not_made_for_a_run_that_lacks_something_else(desk):
@@ -151,6 +167,27 @@ def test_a_failed_job_says_why_and_offers_to_go_on_only_from_a_checkpoint(desk):
     write_run(desk, "mine", "failed", checkpoint=True)
     assert row(desk, "mine")["actions"] == ["resume"]
     assert "data.train is damaged" in row(desk, "mine")["tail"]
+
+
+def test_an_evaluation_with_an_output_that_differs_is_done_and_says_so(desk, tmp_path):
+    command = [sys.executable, "-c", "import sys; open(sys.argv[2], 'w'); sys.exit(1)", "--json", str(tmp_path / "out")]
+    desk.jobs.start(command, kind="evaluate", name="compared")
+    until(lambda: not desk.jobs.get("compared").active)
+    assert row(desk, "compared")["state"] == "done" and "identical" in row(desk, "compared")["problem"]
+
+
+def test_while_something_runs_a_run_can_wait_to_be_resumed(desk):
+    command = [sys.executable, "-c", "raise SystemExit(1)"]
+    desk.jobs.start(command, kind="train", name="mine", resume_command=WAITS)
+    until(lambda: not desk.jobs.get("mine").active)
+    write_run(desk, "mine", "failed", checkpoint=True)
+    write_run(desk, "theirs", "stopped", checkpoint=True)
+    assert row(desk, "mine")["actions"] == ["resume"]
+    desk.jobs.start(WAITS, kind="evaluate", name="first")
+    assert row(desk, "mine")["actions"] == ["queue", "resume"]
+    for name in ("mine", "theirs"):
+        assert desk.resume(name, queued=True).state == "queued"
+    assert [row(desk, name)["place"] for name in ("mine", "theirs")] == [1, 2]
 
 
 def test_a_run_whose_keeper_was_killed_is_as_finished_as_it_says(desk):

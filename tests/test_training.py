@@ -1,12 +1,15 @@
 """Training: schedule, exact resume, interruption, warm start, and that a draft really learns."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from dflash.config import DraftConfig, ScheduleConfig, load_config
+from dflash.config import DraftConfig, ScheduleConfig, dump_config, load_config
 from dflash.errors import UserError
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
@@ -112,6 +115,21 @@ def test_a_run_under_way_is_not_trained_twice(config, tmp_path):
             train(other, tmp_path / "run", resume=resume, progress=False)
     (run.path / ".lock").unlink()
     assert {p: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before, "its files are as they were"
+
+
+def test_the_command_of_a_run_can_be_pasted_into_a_shell(config, tmp_path):
+    (tmp_path / "config.yaml").write_text(dump_config(config()))
+    source = (
+        "import os, sys\n"
+        "from dflash.config import load_config\n"
+        "from dflash.training.run_folder import RunFolder\n"
+        "RunFolder.create(os.environ['RUN'], load_config(sys.argv[1]))"
+    )
+    words = [sys.executable, "-c", source, str(tmp_path / "config.yaml"), "two words", "it's $HOME"]
+    subprocess.run(words, env={**os.environ, "RUN": str(tmp_path / "first")}, check=True)
+    command = (tmp_path / "first" / "command.txt").read_text()
+    subprocess.run(["sh", "-c", command], env={**os.environ, "RUN": str(tmp_path / "second")}, check=True)
+    assert (tmp_path / "second" / "command.txt").read_text() == command
 
 
 def test_resuming_a_finished_run_loads_nothing_and_says_how_to_go_on(config, tmp_path, monkeypatch):

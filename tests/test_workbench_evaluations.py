@@ -2,10 +2,12 @@
 
 import json
 import os
+import sys
 import time
 
 import pytest
 from acceptance_results import write_result
+from ending_jobs import end_all
 from workbench_server import save_tiny_draft
 
 from dflash.errors import UserError
@@ -109,9 +111,7 @@ def desk(tiny_target, tiny_target_folder, tmp_path) -> EvaluateJobs:
         '{"id": "a", "turns": ["Hello"]}\n{"id": "b", "turns": ["Привет"]}\n', encoding="utf-8"
     )
     yield desk
-    for job in desk.jobs.list():
-        if job.active:
-            (desk.jobs.abort if job.state == "queued" else desk.jobs.stop)(job.name)
+    end_all(desk.jobs)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,7 @@ def desk(tiny_target, tiny_target_folder, tmp_path) -> EvaluateJobs:
         (EvaluationRequest("/no/such/draft", ("two",)), "/no/such/draft"),
         (EvaluationRequest("shipped", ("two",)), "No draft is shipped"),
         (EvaluationRequest("", ("two",), limit=-1), "must not be negative"),
+        (EvaluationRequest("", ("two",), block_size=5), "5 is out of range: choose from 2 to 4"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_a_job_is_made(desk, request_, said):
@@ -141,6 +142,41 @@ def test_an_evaluation_runs_as_a_job_and_its_result_lands_in_the_drafts_run(desk
     assert name in desk.results.names()
     with pytest.raises(UserError, match="no action 'dance'"):
         desk.act("dance", job.name)
+
+
+def test_evaluations_that_are_asked_for_within_one_second_are_two(desk, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda form: "1123-120000")
+    desk.jobs.start([sys.executable, "-c", "import time; time.sleep(60)"], kind="train", name="first")
+    for name in ("run-1/step_0000002-1123-120000", "run-1/step_0000002-1123-120000-2"):
+        assert desk.evaluate(EvaluationRequest("", ("two",)))[1] == name
+    assert len({desk.benchmark("").name for _ in range(3)}) == 3
+
+
+def test_a_long_name_does_not_cut_off_what_tells_evaluations_apart(desk, tiny_target, tmp_path):
+    draft = save_tiny_draft(tiny_target, tmp_path / ("long-" * 25))
+    desk.jobs.start([sys.executable, "-c", "import time; time.sleep(60)"], kind="train", name="first")
+    jobs = [desk.evaluate(EvaluationRequest(draft, ("two",)))[0] for _ in range(2)]
+    assert jobs[0].name != jobs[1].name and jobs[0].result_file != jobs[1].result_file
+
+
+def test_an_evaluation_that_failed_behind_its_result_shows_both_and_cannot_go_on(desk):
+    out = desk.results.path("loose")
+    command = [sys.executable, "-c", "import sys; open(sys.argv[2], 'w'); sys.exit(2)", "--json", str(out)]
+    out.parent.mkdir(parents=True)
+    desk.jobs.start(command, kind="evaluate", name="late", resume_command=command)
+    row = _finished(desk, "late")
+    assert (row["state"], row["result"], row["actions"]) == ("failed", "loose", []) and "exit code 2" in row["problem"]
+    out.unlink()
+    assert desk.rows()[0]["actions"] == ["resume"]
+
+
+def test_an_evaluation_that_is_resumed_waits_for_its_turn(desk):
+    command = [sys.executable, "-c", "raise SystemExit(2)", "--json", str(desk.results.path("loose"))]
+    desk.jobs.start(command, kind="evaluate", name="late", resume_command=command)
+    _finished(desk, "late")
+    desk.jobs.start([sys.executable, "-c", "import time; time.sleep(60)"], kind="train", name="first")
+    desk.act("resume", "late")
+    assert desk.rows()[0]["state"] == "queued"
 
 
 def test_block_sizes_are_measured_as_a_job_and_shown_instead_of_the_recorded_ones(desk):

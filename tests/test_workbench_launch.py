@@ -1,9 +1,16 @@
 """Bad options are one sentence and exit code 2; nothing is open to other machines without a password."""
 
 import socket
+import sys
+from pathlib import Path
 
+import httpx
 import pytest
+from waiting import until
+from workbench_server import running_workbench
 
+from workbench import launch
+from workbench.jobs import Jobs
 from workbench.launch import AUTH_VARIABLE, check_host, main, parse_auth
 
 
@@ -58,6 +65,35 @@ def test_credentials_may_come_from_the_environment(monkeypatch, capsys):
     monkeypatch.setenv(AUTH_VARIABLE, "broken")
     assert main(["--no-browser"]) == 2
     assert AUTH_VARIABLE in capsys.readouterr().err
+
+
+def test_nothing_that_the_workbench_starts_is_told_the_password(monkeypatch, tmp_path):
+    monkeypatch.setenv(AUTH_VARIABLE, "me:secret")
+    told = []
+
+    def serves(options, auth):
+        show = [sys.executable, "-c", "import os; print(sorted(os.environ))"]
+        Jobs(tmp_path).start(show, kind="train", name="a")
+        told.append(auth)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "serve", serves)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert main(["--no-browser", "--port", str(port), "--runs", str(tmp_path)]) == 130
+    until(lambda: not Jobs(tmp_path).get("a").active, 60)
+    assert told == [("me", "secret")]
+    names = Jobs(tmp_path).get("a").log_tail()
+    assert "PATH" in names and AUTH_VARIABLE not in names
+
+
+def test_files_that_visitors_brought_are_not_kept_for_ever(tiny_target_folder, tmp_path):
+    with running_workbench(tiny_target_folder, "", str(tmp_path)) as address:
+        answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("prompts.jsonl", b"{}")})
+        (copy,) = map(Path, answer.json())
+        assert copy.is_file()
+    assert not copy.exists()
 
 
 def test_passwords_may_hold_colons():

@@ -170,6 +170,17 @@ def test_the_row_of_a_run_that_was_cut_forgets_what_was_cut(root, run):
     assert row.decoded_tau is None and row.loss == 3.0
 
 
+def test_the_row_of_a_run_forgets_metrics_that_were_deleted_or_replaced(root, run):
+    assert root.summary("one").decoded_tau == 1.25
+    run.metrics_file.unlink()
+    row = root.summary("one")
+    assert row.decoded_tau is None and row.loss is None and row.tokens_per_second is None
+    run.append_metrics(train_record(1, loss=5.0))
+    assert root.summary("one").loss == 5.0
+    run.metrics_file.write_text(json.dumps(train_record(1, loss=4.0))[:-1] + "}\n")  # as long as before
+    assert root.summary("one").loss == 4.0
+
+
 def test_lines_that_are_no_records_are_counted_and_left_out(root, run):
     root.summary("one")
     with open(run.metrics_file, "a") as file:

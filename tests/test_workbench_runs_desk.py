@@ -6,11 +6,15 @@ import json
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from ending_jobs import end_all
 from runs_folders import write_run
+from test_online_balance import record as online_record
 
 from dflash.errors import UserError
+from workbench import run_notes
 from workbench.config_diff import differences
 from workbench.pages.runs import answered
 from workbench.run_log import log_tail
@@ -56,8 +60,7 @@ def test_a_queued_run_is_first_and_can_only_be_aborted(desk, root):
         assert desk.act("next", "abort") == {"row": None}
         assert states(desk) == {"old": "finished"}
     finally:
-        desk.jobs.stop("blocker", grace=0)
-        wait_for(lambda: desk.jobs.get("blocker").state != "running")
+        end_all(desk.jobs)
 
 
 def test_a_run_that_died_before_its_first_status_says_why(desk):
@@ -93,6 +96,18 @@ def test_only_what_stopped_early_and_saved_something_can_be_resumed(desk, root):
     assert resumable == {"without": False, "with": True, "done": False}
     with pytest.raises(UserError, match="no checkpoint"):
         desk.act("without", "resume")
+
+
+def test_beside_another_job_a_run_can_be_queued_to_go_on_and_stays_when_it_is_taken_out(desk, root):
+    (write_run(root, "mine", state="stopped").checkpoints / "step_0000020").mkdir(parents=True)
+    assert not desk.run(["mine"])["row"]["can_queue"]
+    desk.jobs.start([sys.executable, "-c", "import time; time.sleep(60)"], kind="other", name="blocker")
+    try:
+        assert desk.run(["mine"])["row"]["can_queue"] and desk.table()["rows"][0]["can_queue"]
+        assert desk.act("mine", "queue")["row"]["state"] == "queued"
+        assert desk.act("mine", "abort")["row"]["state"] == "stopped"
+    finally:
+        end_all(desk.jobs)
 
 
 def test_unknown_actions_runs_and_spans_are_sentences(desk, root):
@@ -142,6 +157,27 @@ def test_who_waits_is_said_in_words(desk, root):
     assert "40.0 %" in desk.curves(["one"])["balance"]["words"]
 
 
+def test_no_split_is_suggested_that_the_runs_own_config_forbids(desk, root):
+    """Eight GPUs: 3 serving and 5 training would be fastest, but 24 rows cannot be shared by 5 ranks."""
+    for name, size in (("any", 60), ("even", 24)):
+        run = write_run(root, name, steps=1, run={"batch_size": size, "micro_batch_size": 1})
+        for number in range(1, 6):
+            run.append_metrics(online_record(number, wait=50.0))
+    any_split, even = (desk.curves([name])["balance"]["words"] for name in ("any", "even"))
+    assert "3 serving and 5 training" in any_split
+    assert "5 training" not in even and "GPUs" in even
+    (root / "any" / "config.yaml").write_text("run: {batch_size: many}\n")
+    desk.curves(["any"])  # of another version: its balance is told all the same
+
+
+@pytest.mark.parametrize("part", [[1], "?", 7, {"servers": [None]}, {"servers": "?"}])
+def test_a_record_whose_online_part_is_none_draws_the_rest(desk, root, part):
+    run = write_run(root, "one", steps=20)
+    run.append_metrics({"step": 21, "batch": 21, "kind": "train", "loss": 1.0, "online": part})
+    view = desk.curves(["one"])
+    assert view["span"] == [1, 21] and "no record of the pipeline" in view["balance"]["words"]
+
+
 def test_the_log_is_searched_from_its_end(tmp_path):
     path = tmp_path / "log.txt"
     path.write_text("".join(f"line {i} {'even' if i % 2 == 0 else 'odd'}\n" for i in range(1_000)))
@@ -173,6 +209,25 @@ def test_notes_survive_and_are_not_overwritten_unseen(desk, root):
     with pytest.raises(UserError, match="changed elsewhere"):
         desk.save_notes("one", "mine", "", saved["version"])
     assert read_notes(run.path).text == "changed elsewhere"
+
+
+def test_of_two_tabs_that_save_at_once_only_one_wins(desk, root, monkeypatch):
+    """Both have looked before either writes, unless one of them has to wait."""
+    run = write_run(root, "one")
+    seen = read_notes(run.path).version
+
+    def looks_slowly(path):
+        notes = read_notes(path)
+        time.sleep(0.2)
+        return notes
+
+    monkeypatch.setattr(run_notes, "read_notes", looks_slowly)
+    with ThreadPoolExecutor(2) as tabs:
+        saved = [tabs.submit(write_notes, run.path, text, "", seen) for text in ("mine", "yours")]
+        failures = [tab.exception() for tab in saved]
+    assert sorted(failure is None for failure in failures) == [False, True]
+    winner = "mine" if failures[0] is None else "yours"
+    assert read_notes(run.path).text == winner
 
 
 def test_notes_that_are_too_long_or_damaged_are_sentences(desk, root):

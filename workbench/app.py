@@ -15,6 +15,9 @@ from workbench.machine import here
 from workbench.pages import acceptance, anatomy, decode, runs, train
 
 
+_CACHE = (3600, 86400)  # Gradio's copies of what comes and goes: every hour those older than a day are deleted
+
+
 @dataclass(frozen=True)
 class Page:
     """A page: its name in the bar, its address, and what lays it out and wires its events."""
@@ -38,7 +41,7 @@ def build_app(bench: Bench) -> gr.Blocks:
     """All pages. No model is loaded: the first page that needs one loads it."""
     machine = f"{bench.target_name} · {here(bench.device)}"
     links = {page.name: page.path for page in PAGES}
-    demo = gr.Blocks(title="DFlash Workbench", analytics_enabled=False, fill_width=True)
+    demo = gr.Blocks(title="DFlash Workbench", analytics_enabled=False, fill_width=True, delete_cache=_CACHE)
     for page in PAGES:
         with demo if page.path == "/" else demo.route(page.name, page.path):
             top_bar(page.name, links, machine)

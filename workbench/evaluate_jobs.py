@@ -1,5 +1,6 @@
 """Evaluations and benchmarks as jobs: begin one, follow it, stop it, go on with it."""
 
+import itertools
 import shlex
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from dflash.errors import UserError
 from dflash.evaluation.draft_names import draft_label, file_name
 from dflash.evaluation.journal import progress_of
-from dflash.model.draft_folder import find_draft
+from dflash.model.draft_folder import check_draft, find_draft
 from workbench.bench import SHIPPED, Bench
 from workbench.evaluations import Evaluations
 from workbench.job import Job
@@ -57,8 +58,8 @@ class EvaluateJobs:
                 "Prompts per set, new tokens, block size and temperature must not be negative: correct them."
             )
         draft = request.draft or self.bench.draft_name
-        find_draft(None if draft == SHIPPED else draft, self.bench.target_name)
-        name = self._free_name(draft)
+        check_draft(None if draft == SHIPPED else draft, self.bench.target_name, request.block_size or None)
+        name = self._result_for(draft)
         command = [sys.executable, "-m", "dflash", "evaluate"]
         for file in files:
             command += ["--prompts", str(file)]
@@ -82,7 +83,7 @@ class EvaluateJobs:
             raise UserError("A benchmark needs at least one prompt and one new token: give 1 or more.")
         draft = draft or self.bench.draft_name
         find_draft(None if draft == SHIPPED else draft, self.bench.target_name)
-        name = f"{file_name(draft_label(draft))}-{_stamp()}"
+        name = self._free_name(BENCHMARK, file_name(draft_label(draft)))
         out = self.results.runs / ".evaluations" / "block-sizes" / f"{name}.json"
         command = [sys.executable, "-m", "dflash", "benchmark", "--limit", str(prompts)]
         command += ["--max-new-tokens", str(max_new_tokens), *self._models(draft), "--json", str(out)]
@@ -96,10 +97,14 @@ class EvaluateJobs:
         """
         if self.jobs.get(name).kind not in (EVALUATE, BENCHMARK):
             raise UserError(f"Job {name!r} is no evaluation: look for it on the Train page.")
-        actions = {"stop": self.jobs.stop, "abort": self.jobs.abort, "resume": self.jobs.resume}
+        actions = {
+            "stop": lambda: self.jobs.stop(name),
+            "abort": lambda: self.jobs.abort(name),
+            "resume": lambda: self.jobs.resume(name, queued=True),  # two at once would spoil one another's times
+        }
         if action not in actions:
             raise UserError(f"There is no action {action!r}: reload the page.")
-        actions[action](name)
+        actions[action]()
 
     def rows(self) -> list[dict[str, Any]]:
         """What page and API show: queued, running, then the latest that are over. Starts the queue if it stands."""
@@ -109,58 +114,51 @@ class EvaluateJobs:
         return [self._row(job) for job in shown]
 
     def _row(self, job: Job) -> dict[str, Any]:
-        out = Path(job.command[job.command.index("--json") + 1])
+        out = job.result_file
         done, total = (progress_of(out) if job.kind == EVALUATE else None) or (None, None)
-        actions = {
-            "queued": ["abort"],
-            "running": ["stop"],
-            "failed": ["resume"],
-            "stopped": ["resume"],
-            "lost": ["resume"],
-        }
-        finished = job.state == "done" or (job.state == "failed" and out.is_file())
+        # The command refuses to go on where its result is complete.
+        over = [] if job.state == "done" or out.is_file() else ["resume"]
         return {
             "name": job.name,
             "kind": job.kind,
-            # `dflash evaluate` exits with 1 when an output was not identical: the result is there all the same.
-            "state": "done" if finished else job.state,
+            "state": job.state,
             "done": done,
             "total": total,
             "started": job.started,
             "ended": job.ended,
-            "problem": _problem(job, finished),
+            "problem": job.likely_cause or "",
             "tail": job.log_tail(8) if job.state in ("failed", "lost", "running") else "",
             "command": shlex.join(job.command),
             "result": self._result_name(out) if job.kind == EVALUATE and out.is_file() else None,
-            "actions": [] if finished else actions.get(job.state, []),
+            "actions": {"queued": ["abort"], "running": ["stop"]}.get(job.state, over),
         }
 
     def _result_name(self, out: Path) -> str:
         return out.stem if out.parent.name == ".evaluations" else f"{out.parent.parent.name}/{out.stem}"
 
     def _enqueue(self, command: list[str], kind: str, result: str) -> Job:
-        name = file_name(f"{kind}-{result}")[:100]
-        return self.jobs.enqueue(command, kind=kind, name=name, resume_command=command)
+        return self.jobs.enqueue(command, kind=kind, name=_job_name(kind, result), resume_command=command)
 
     def _models(self, draft: str) -> list[str]:
         own = [] if draft == SHIPPED else ["--draft", draft]
         return ["--target", self.bench.target_name, *own, "--device", self.bench.device, "--dtype", self.bench.dtype]
 
-    def _free_name(self, draft: str) -> str:
+    def _result_for(self, draft: str) -> str:
         """A name for the result: within the run that the draft is of, if it is of one of ours."""
         folder = Path(draft).expanduser().resolve()
         checkpoint = folder.parent if folder.name == "draft" else folder
         run = checkpoint.parent.parent
         if checkpoint.parent.name == "checkpoints" and run.parent == self.results.runs.resolve():
-            return f"{run.name}/{checkpoint.name}-{_stamp()}"
-        return f"{file_name(draft_label(None if draft == SHIPPED else draft))}-{_stamp()}"
+            return self._free_name(EVALUATE, f"{run.name}/{checkpoint.name}")
+        return self._free_name(EVALUATE, file_name(draft_label(draft)))
+
+    def _free_name(self, kind: str, draft: str) -> str:
+        """The draft's name with the time, and with a number from the second on that is asked for within a second."""
+        stamped = f"{draft}-{time.strftime('%m%d-%H%M%S')}"
+        names = itertools.chain([stamped], (f"{stamped}-{number}" for number in itertools.count(2)))
+        return next(name for name in names if self.jobs.find(_job_name(kind, name)) is None)
 
 
-def _problem(job: Job, finished: bool) -> str:
-    if finished and job.state == "failed":
-        return "Not every output was identical to plain decoding: see the log."
-    return job.likely_cause or ""
-
-
-def _stamp() -> str:
-    return time.strftime("%m%d-%H%M%S")
+def _job_name(kind: str, result: str) -> str:
+    """The end of a long name tells it from others of the same draft: it is the time."""
+    return f"{kind}-{file_name(result)[-80:]}"

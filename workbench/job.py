@@ -6,13 +6,15 @@
       output.log    everything it printed, standard output and errors together
       keeper.json   pid and start time of the process that watches it
       process.json  pid and start time of the job itself, when it started
-      stop.json     somebody asked it to stop: when, and how many seconds it has before it is killed
+      stop.json     somebody asked it to stop: when, how many seconds it has before it is killed, and, where its keeper
+                    is gone, all its processes
       exit.json     exit code, and when
 """
 
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +27,8 @@ from workbench.process import ProcessId
 State = Literal["queued", "running", "done", "failed", "stopped", "lost"]
 _TAIL_BYTES = 256 << 10
 _LONGEST_LINE = 2_000  # characters shown of one line
+# Exit codes of jobs that did their work all the same, by kind. Whatever else is not 0 is a failure.
+_DONE_WITH = {("evaluate", 1): "Not every output was identical to plain decoding: see the log."}
 _ASKED_TO_STOP = (130, 143, -2, -15)  # as `dflash` exits after SIGINT and SIGTERM, and as they end other programs
 
 
@@ -45,6 +49,7 @@ class Job:
     stop_requested: float | None
     process: ProcessId | None
     keeper: ProcessId | None
+    parts: tuple[ProcessId, ...]  # of a job that was asked to stop without its keeper
     state: State
 
     @classmethod
@@ -52,11 +57,14 @@ class Job:
         """None where no job is recorded, or its record is damaged."""
         spec = read_json(folder / "job.json")
         try:
-            begun, over = read_json(folder / "process.json"), read_json(folder / "exit.json")
-            asked = read_json(folder / "stop.json")
-            watcher = read_json(folder / "keeper.json")
+            waits = spec["state"] == "queued"  # then its other files tell of an earlier sitting
+            begun, over, asked, watcher = (
+                {} if waits else read_json(folder / name)
+                for name in ("process.json", "exit.json", "stop.json", "keeper.json")
+            )
             process = ProcessId(begun["pid"], begun["started"]) if begun else None
             keeper = ProcessId(watcher["pid"], watcher["started"]) if watcher else None
+            parts = tuple(ProcessId(**part) for part in asked.get("parts", ()))
             resume = spec.get("resume_command")
             return cls(
                 folder=folder,
@@ -72,7 +80,8 @@ class Job:
                 stop_requested=asked.get("time"),
                 process=process,
                 keeper=keeper,
-                state=_state(folder, spec["state"], (process, keeper), over.get("code"), bool(asked)),
+                parts=parts,
+                state="queued" if waits else _state(folder, spec, (process, keeper, *parts), over, bool(asked)),
             )
         except (KeyError, TypeError):
             return None
@@ -98,13 +107,20 @@ class Job:
         path = self.folder / "config.yaml"
         return path if path.is_file() else None
 
+    @property
+    def result_file(self) -> Path | None:
+        """What its command is told to write with --json."""
+        return _result_file(self.cwd, self.command)
+
     def log_tail(self, lines: int = 40) -> str:
         """The last lines of the output; very long ones are cut. Empty where there is none."""
         return tail(self.log_file, lines)
 
     @cached_property
     def likely_cause(self) -> str | None:
-        """Why it ended, as a sentence; None while it waits or runs, and when it ended well."""
+        """Why it ended so, as a sentence; None while it waits or runs, and when there is nothing to say."""
+        if self.state == "done":
+            return _DONE_WITH.get((self.kind, self.exit_code))
         if self.state == "failed":
             return likely_cause(self.exit_code, self.log_tail())
         if self.state == "lost":
@@ -150,9 +166,9 @@ def _shortened(line: str) -> str:
     return line if hidden <= 0 else f"{line[:_LONGEST_LINE]} … ({hidden:,} more characters)"
 
 
-def _state(folder: Path, asked: str, processes: tuple, code: int | None, stopping: bool) -> State:
-    if asked == "queued":
-        return "queued"
+def _state(folder: Path, spec: dict[str, Any], processes: tuple, over: dict[str, Any], stopping: bool) -> State:
+    """Of a job that has been started."""
+    code = over.get("code")
     if code is None:
         # Before the job has begun and between its end and the record of that, only its keeper is there.
         if any(process is not None and process.is_alive() for process in processes):
@@ -160,9 +176,19 @@ def _state(folder: Path, asked: str, processes: tuple, code: int | None, stoppin
         code = read_json(folder / "exit.json").get("code")  # it may have been written meanwhile
     if code is None:
         return "lost"
-    if code == 0:
+    if code == 0 or ((spec["kind"], code) in _DONE_WITH and _has_result(spec)):
         return "done"
     return "stopped" if stopping or code in _ASKED_TO_STOP else "failed"
+
+
+def _has_result(spec: dict[str, Any]) -> bool:
+    """Python exits with 1 when it crashes as well, but then there is none."""
+    out = _result_file(spec["cwd"], spec["command"])
+    return out is not None and out.is_file()
+
+
+def _result_file(cwd: str, command: Sequence[str]) -> Path | None:
+    return Path(cwd, command[command.index("--json") + 1]) if "--json" in command[:-1] else None
 
 
 def _why_lost(folder: Path) -> str:

@@ -6,7 +6,6 @@ a job while nothing runs starts it, and a keeper whose job has ended starts the 
 workbench. All that starts something happens under one file lock: of two workbenches on one runs folder only one does.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -14,11 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
 from dflash.errors import UserError
+from dflash.files import locked
 from workbench.job import Job, read_json, write_json
 from workbench.process import identity
 
@@ -31,7 +31,7 @@ class Jobs:
     """All jobs of one runs folder. Any number of these, in any number of processes, may exist at once."""
 
     def __init__(self, root: Path | str) -> None:
-        """`root`: the runs folder; it is made when the first job is."""
+        """`root`: the runs folder; it is made when something is first asked of a job."""
         self.root = Path(root).absolute()
         self.folder = self.root / ".jobs"
 
@@ -89,16 +89,15 @@ class Jobs:
             if job.state == "queued":
                 raise UserError(f"Job {name!r} has not started yet: abort it instead.")
             self._need_running(job)
-            earlier = read_json(job.folder / "stop.json")
-            write_json(job.folder / "stop.json", {"time": earlier.get("time", time.time()), "grace": grace})
-            if not self._is_kept(job):
-                # Its keeper was killed: signal it from here, and this time nobody waits for the grace to pass.
-                overdue = earlier and time.time() - earlier["time"] > grace
-                job.process.signal_group(SIGKILL if overdue else SIGTERM)
+            stop = {"time": job.stop_requested or time.time(), "grace": grace}
+            if self._is_kept(job):
+                write_json(job.folder / "stop.json", stop)
+            else:
+                self._stop_unkept(job, stop)
             return self.get(name)
 
     def abort(self, name: str) -> None:
-        """Take a job out of the queue; nothing of it is left.
+        """Take a job out of the queue: nothing of it is left, or it is over as it was before it waited to be resumed.
 
         Raises:
             UserError: there is no such job, or it has started.
@@ -107,10 +106,15 @@ class Jobs:
             job = self.get(name)
             if job.state != "queued":
                 raise UserError(f"Job {name!r} is not waiting any more ({job.state}): a running one can be stopped.")
-            shutil.rmtree(job.folder)
+            if any((job.folder / trace).exists() for trace in _TRACES):
+                write_json(job.folder / "job.json", {**read_json(job.folder / "job.json"), "state": "started"})
+            else:
+                shutil.rmtree(job.folder)
 
-    def resume(self, name: str) -> Job:
+    def resume(self, name: str, *, queued: bool = False) -> Job:
         """Go on with a job that is over, with its resume command; its output goes on in the same file.
+
+        `queued`: when its turn comes, as with `enqueue`; else now, whatever else runs.
 
         Raises:
             UserError: there is no such job, it is active, or it cannot be resumed.
@@ -121,9 +125,13 @@ class Jobs:
                 raise UserError(f"Job {name!r} is still {job.state}: there is nothing to resume.")
             if job.resume_command is None:
                 raise UserError(f"Job {name!r} cannot be resumed: start it again instead.")
-            spec = read_json(job.folder / "job.json")
-            self._forget_traces(job.folder)
-            self._mark_started(job.folder, {**spec, "command": list(job.resume_command)})
+            again = {"command": list(job.resume_command), "created": time.time(), "state": "queued"}
+            spec = {**read_json(job.folder / "job.json"), **again}
+            write_json(job.folder / "job.json", spec)
+            if queued:
+                self._advance()
+                return self.get(name)
+            self._mark_started(job.folder, spec)
             return self._launch(name)
 
     def list(self) -> list[Job]:
@@ -210,9 +218,9 @@ class Jobs:
         except OSError as error:
             raise UserError(f"Job {name!r} could not be recorded in {folder}: {error.strerror}.") from error
 
-    @staticmethod
-    def _mark_started(folder: Path, spec: dict) -> None:
+    def _mark_started(self, folder: Path, spec: dict) -> None:
         """From now on until its keeper is there, this process answers for the job: readers would think it lost."""
+        self._forget_traces(folder)  # of the sitting before, for one that is resumed
         write_json(folder / "keeper.json", identity(os.getpid()))
         write_json(folder / "job.json", {**spec, "state": "started"})
 
@@ -248,6 +256,22 @@ class Jobs:
             raise UserError(f"Job {job.name!r} does not run (it is {job.state}): there is nothing to stop.")
 
     @staticmethod
+    def _stop_unkept(job: Job, stop: dict) -> None:
+        """Signal a job whose keeper was killed. Nobody waits for the grace to pass here: a later stop looks at it.
+
+        A launcher is asked alone, to bring its parts down itself; they are written down, since nothing leads to those
+        in groups of their own once it is gone.
+        """
+        parts = list(dict.fromkeys([*job.process.tree(), *job.parts]))
+        write_json(job.folder / "stop.json", {**stop, "parts": [vars(part) for part in parts]})
+        overdue, leaderless = time.time() - stop["time"] >= stop["grace"], not job.process.is_alive()
+        number = SIGKILL if overdue else SIGTERM
+        job.process.signal_group(number)
+        if overdue or leaderless:
+            for part in parts:
+                part.send(number)
+
+    @staticmethod
     def _is_kept(job: Job) -> bool:
         return job.keeper is not None and job.keeper.is_alive()
 
@@ -258,12 +282,11 @@ class Jobs:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time; the lock goes with the process, however that ends."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = open(self.folder / ".lock", "a+", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"The jobs' folder {str(self.folder)!r} cannot be written: {error.strerror}.") from error
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        """One process at a time."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.folder / ".lock"))
+            except OSError as error:
+                place = str(self.folder)
+                raise UserError(f"The jobs' folder {place!r} cannot be written: {error.strerror}.") from error
             yield

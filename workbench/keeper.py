@@ -20,6 +20,7 @@ import psutil
 from workbench.job import read_json, write_json
 from workbench.process import identity
 
+_ADOPTS = sys.platform == "linux"
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE = 180.0  # seconds between SIGTERM and SIGKILL, unless the stop says otherwise
 _LOOK_EVERY = 0.1  # seconds
@@ -91,6 +92,7 @@ class Keeper:
         """Until the job has ended; then record how, leave nothing of it behind, and let the next queued one begin."""
         while self._job.poll() is None:
             self._pass_on_stop()
+            self._bury_orphans()
             time.sleep(_LOOK_EVERY)
         self._sweep()
         self._record_exit()
@@ -110,6 +112,13 @@ class Keeper:
             for process in psutil.Process().children(recursive=True):
                 _send(process, signal.SIGKILL)
             self._signal_group(signal.SIGKILL)
+
+    def _bury_orphans(self) -> None:
+        """Collect adopted processes that have ended: as zombies they would fill the table of processes."""
+        while _ADOPTS and (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
+            if ended.si_pid == self._job.pid:
+                return  # `stay` collects it, with its exit code
+            os.waitpid(ended.si_pid, 0)
 
     def _sweep(self) -> None:
         """End what the job left running: its group, and what went into groups of its own, as torchrun's ranks do."""
@@ -149,8 +158,8 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def _adopt_orphans() -> None:
-    """What the job starts and leaves behind becomes this process's child, on Linux; elsewhere its group must do."""
-    if sys.platform == "linux":
+    """What the job starts and leaves behind becomes this process's child; where that cannot be, its group must do."""
+    if _ADOPTS:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

@@ -19,8 +19,9 @@ AUTH_VARIABLE = "DFLASH_AUTH"
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the workbench until interrupted; returns the exit code (2 for bad input)."""
     options = _parser().parse_args(argv)
+    secret = os.environ.pop(AUTH_VARIABLE, "")  # taken out: no job that is started from here is to know it
     try:
-        auth = parse_auth(options.auth or os.environ.get(AUTH_VARIABLE, ""))
+        auth = parse_auth(options.auth or secret)
         check_host(options.host, auth)
         check_port(options.host, options.port)
         check_target(options)

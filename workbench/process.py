@@ -27,6 +27,24 @@ class ProcessId:
         """Whether this very process still runs."""
         return _start_time(self.pid) == self.started
 
+    def tree(self) -> list["ProcessId"]:
+        """This process and all that it started, and those in turn, whatever their groups; empty once it is gone."""
+        if not self.is_alive():
+            return []
+        try:
+            children = psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return [self, *filter(None, (ProcessId.of(child.pid) for child in children))]
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to this process alone; nothing happens when it is gone."""
+        if self.is_alive():
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                pass  # it ended in between
+
     def signal_group(self, number: signal.Signals) -> None:
         """Send a signal to the process group that this process leads; nothing happens when it is gone."""
         if self.is_alive():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dflash.errors import UserError
-from dflash.files import write_atomically
+from dflash.files import locked, write_atomically
 
 FILE = "notes.json"
 MOST_CHARACTERS = 20_000
@@ -50,13 +50,15 @@ def write_notes(run: Path, text: str, tags: str, seen: str | None = None) -> Not
     words = list(dict.fromkeys(word for word in re.split(r"[\s,]+", tags) if word))
     if len(words) > MOST_TAGS or not all(_TAG.fullmatch(word) for word in words):
         raise UserError(f"Tags are up to {MOST_TAGS} words of up to 40 characters: give fewer or shorter ones.")
-    if seen is not None and read_notes(run).version != seen:
-        raise UserError(
-            "These notes were changed elsewhere meanwhile: copy your text, reload the page and add it again."
-        )
     notes = Notes(text, tuple(words))
+    record = json.dumps({"text": text, "tags": words}, ensure_ascii=False, indent=2) + "\n"
     try:
-        write_atomically(run / FILE, json.dumps({"text": text, "tags": words}, ensure_ascii=False, indent=2) + "\n")
+        with locked(run / f".{FILE}.lock"):  # between the look and the writing nobody else writes
+            if seen is not None and read_notes(run).version != seen:
+                raise UserError(
+                    "These notes were changed elsewhere meanwhile: copy your text, reload the page and add it again."
+                )
+            write_atomically(run / FILE, record)
     except OSError as error:
         raise UserError(f"The notes could not be written to {run} ({error.strerror}): they are not saved.") from error
     return notes

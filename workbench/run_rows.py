@@ -1,5 +1,6 @@
 """The table of runs: what the run folders say, joined with what is known of the jobs that run them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class RunRow:
     job: Job | None
     notes: Notes
     has_checkpoint: bool = False
+    others_run: bool = False  # so that it would be slower now than later
 
     @property
     def can_stop(self) -> bool:
@@ -34,10 +36,16 @@ class RunRow:
         ended_early = self.summary.state in ("stopped", "failed", "lost")
         return ended_early and self.has_checkpoint and not (self.job and self.job.active)
 
+    @property
+    def can_queue(self) -> bool:
+        """To be resumed when no other job runs."""
+        return self.can_resume and self.others_run
+
 
 def rows(root: RunsRoot, jobs: Jobs) -> list[RunRow]:
     """Queued runs in the order of their turn, then all others, the newest first."""
-    known = {job.name: job for job in jobs.list() if job.kind == TRAIN}
+    everyone = jobs.list()
+    known = {job.name: job for job in everyone if job.kind == TRAIN}
     folders = {summary.name: summary for summary in root.summaries()}
     waiting = [job for name, job in known.items() if name not in folders and job.state != "done"]
     coming = [joined(RunSummary(job.name, "starting", started=job.created), job) for job in waiting]
@@ -46,7 +54,7 @@ def rows(root: RunsRoot, jobs: Jobs) -> list[RunRow]:
     everything += sorted(
         (row for row in coming + there if row.state != "queued"), key=lambda row: row.started or 0.0, reverse=True
     )
-    return [_row(root.root / row.name, row, known.get(row.name)) for row in everything]
+    return [_row(root.root / row.name, row, known.get(row.name), everyone) for row in everything]
 
 
 def row(root: RunsRoot, jobs: Jobs, name: str) -> RunRow:
@@ -64,11 +72,12 @@ def row(root: RunsRoot, jobs: Jobs, name: str) -> RunRow:
         if job is None:
             raise
         summary = RunSummary(name, "starting", started=job.created)
-    return _row(root.root / name, joined(summary, job), job)
+    return _row(root.root / name, joined(summary, job), job, jobs.list())
 
 
-def _row(path: Path, summary: RunSummary, job: Job | None) -> RunRow:
-    return RunRow(summary, job, read_notes(path), any((path / "checkpoints").glob("step_*")))
+def _row(path: Path, summary: RunSummary, job: Job | None, everyone: Sequence[Job]) -> RunRow:
+    has_checkpoint = any((path / "checkpoints").glob("step_*"))
+    return RunRow(summary, job, read_notes(path), has_checkpoint, any(one.state == "running" for one in everyone))
 
 
 def joined(summary: RunSummary, job: Job | None) -> RunSummary:

@@ -101,7 +101,8 @@ class RunSeries:
         steps.append(record["step"])
         for name in COLUMNS[kind]:
             part, _, key = name.rpartition(".")
-            value = record.get(key) if not part else (record.get(part) or {}).get(key)
+            place = record.get(part) if part else record
+            value = place.get(key) if isinstance(place, dict) else None
             values = value if isinstance(value, list) else [value]
             numbers = [entry if is_number(entry) else _NOTHING for entry in values]
             table = tables.get(name)

@@ -61,18 +61,28 @@ class LatestRecords:
     def update(self, path: Path) -> None:
         """
         Raises:
-            OSError: there is no such file, or it cannot be read.
+            OSError: the file cannot be read. A run whose metrics are gone has none.
         """
+        try:
+            self._read(path)
+        except FileNotFoundError:
+            self._forget()
+            self.cursor = None
+
+    def _read(self, path: Path) -> None:
         if self.cursor is None:
             found, self.cursor = newest(path, {"train": _SPEED_RECORDS, "validation": 1, "decode": 1})
             self._take(record for records in found.values() for record in records)
             return
         records, cursor = read_on(path, self.cursor)
         if cursor.restarts != self.cursor.restarts:
-            self.by_kind.clear()
-            self.seconds_per_step.clear()
+            self._forget()
         self.cursor = cursor
         self._take(records)
+
+    def _forget(self) -> None:
+        self.by_kind.clear()
+        self.seconds_per_step.clear()
 
     def _take(self, records) -> None:
         for record in records:
@@ -95,8 +105,6 @@ def summarise(path: Path, latest: LatestRecords, now: float | None = None) -> Ru
     config = _read_config(path / "config.yaml", problems)
     try:
         latest.update(path / "metrics.jsonl")
-    except FileNotFoundError:
-        pass  # nothing recorded yet
     except OSError as error:
         problems.append(f"metrics.jsonl could not be read ({error.strerror}).")
     if latest.cursor and latest.cursor.unreadable:

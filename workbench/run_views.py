@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dflash.config import load_config
 from dflash.errors import UserError
 from dflash.online.balance import verdict
+from dflash.online.planner import ranks_fit
 from workbench.config_diff import differences
 from workbench.curves import PANELS, PROFILE, SLOTS, Curve, Panel, Span, curves, slot_profile
 from workbench.figures.palette import RUNS, along_the_block
@@ -58,6 +60,7 @@ def row_view(row: RunRow) -> dict[str, Any]:
         "can_stop": row.can_stop,
         "can_abort": row.can_abort,
         "can_resume": row.can_resume,
+        "can_queue": row.can_queue,
     }
 
 
@@ -73,10 +76,10 @@ def curves_view(runs: Sequence[RunSeries], span: Span | None = None, points: int
     }
 
 
-def balance_view(run: RunSeries) -> dict[str, Any]:
-    """Who waits for whom, in words."""
+def balance_view(run: RunSeries, config_file: Path) -> dict[str, Any]:
+    """Who waits for whom, in words. `config_file`: that of the run, which says what splits of the GPUs there can be."""
     if any("online" in record for record in run.recent):
-        judged = verdict(run.recent)
+        judged = verdict(run.recent, ranks_fit=_ranks_of(config_file))
         return {"words": judged.words, "bottleneck": judged.bottleneck}
     waits = [record["data_wait_percent"] for record in run.recent if is_number(record.get("data_wait_percent"))][-20:]
     if not waits:
@@ -87,6 +90,15 @@ def balance_view(run: RunSeries) -> dict[str, Any]:
         "words": f"{side}. It waited {wait:.1f} % of its time, mean of the last {len(waits)} records.",
         "bottleneck": "data" if wait >= 5 else "trainer",
     }
+
+
+def _ranks_of(config_file: Path) -> Callable[[int], bool]:
+    """Which numbers of ranks a config allows; any, where it cannot be read or is of another version."""
+    try:
+        config = load_config(config_file)
+    except UserError:
+        return lambda ranks: True
+    return lambda ranks: ranks_fit(config, ranks)
 
 
 def compare_view(root: RunsRoot, names: Sequence[str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from workbench.run_views import (
 )
 from workbench.train_jobs import TrainJobs
 
-ACTIONS = ("stop", "abort", "resume")
+ACTIONS = ("stop", "abort", "resume", "queue")
 LOGS = ("log", "output")  # log.txt of the run, and what its process printed
 _MOST_POINTS = 5_000
 
@@ -62,7 +62,8 @@ class RunsDesk:
             return None
         runs = [series for series, _ in found]
         view = curves_view(runs, span, points) if points else curves_view(runs, span)
-        return {"stamp": now, **view, "balance": balance_view(runs[0]) if runs else None}
+        balance = balance_view(runs[0], self.root.root / names[0] / "config.yaml") if runs else None
+        return {"stamp": now, **view, "balance": balance}
 
     def run(self, names: Sequence[str]) -> dict[str, Any]:
         """All about the first run besides its curves, and the settings in which the others differ from it.
@@ -112,7 +113,8 @@ class RunsDesk:
         return {"text": notes.text, "tags": " ".join(notes.tags), "version": notes.version}
 
     def act(self, name: str, action: str) -> dict[str, Any]:
-        """Stop, abort or resume a run; returns its row of the table afterwards (None for an aborted one).
+        """Stop, abort or resume a run, now or in the queue; returns its row of the table afterwards, None where an
+        aborted one left none.
 
         Raises:
             UserError: there is no such run or action, or the run's state does not allow it.
@@ -123,9 +125,10 @@ class RunsDesk:
             self._trainings.stop(name)
         elif action == "abort":
             self.jobs.abort(name)
-            return {"row": None}
-        elif action == "resume":
-            self._trainings.resume(name)
+            if self.jobs.find(name) is None and name not in self.root.names():
+                return {"row": None}
+        elif action in ("resume", "queue"):
+            self._trainings.resume(name, queued=action == "queue")
         else:
             raise UserError(f"There is no action {action!r}: choose one of {', '.join(ACTIONS)}.")
         return {"row": row_view(run_rows.row(self.root, self.jobs, name))}

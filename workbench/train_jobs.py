@@ -1,5 +1,7 @@
 """Trainings as jobs: start one from a prepared request, queue it, stop it, go on with it, tell how all of them do."""
 
+import hashlib
+import os
 import re
 import shlex
 import sys
@@ -54,7 +56,7 @@ class TrainJobs:
         """Queue the making of every data file that is missing, and the run behind it.
 
         Raises:
-            UserError: something else is wrong with the run, or one of the names is taken.
+            UserError: something else is wrong with the run, or one of the names is taken; nothing is queued then.
         """
         files = missing_files(prepared)
         if not files:
@@ -62,11 +64,24 @@ class TrainJobs:
         prepared.plan.refuse(also_lacking=False)
         if others := [c.sentence for c in prepared.plan.lacking if c.fields[0] != "data.train"]:
             raise UserError(" ".join(others))
-        begun = [
-            self.jobs.enqueue(synthesis(prepared, file, sys.executable), kind=DATA, name=data_job_name(file))
-            for file in files
-        ]
-        return [*begun, self.begin(prepared, queued=True, data_follows=True)]
+        begun: list[Job] = []
+        try:
+            for file in files:
+                command = synthesis(prepared, file, sys.executable)
+                begun.append(self.jobs.enqueue(command, kind=DATA, name=data_job_name(file)))
+            return [*begun, self.begin(prepared, queued=True, data_follows=True)]
+        except UserError:
+            for job in reversed(begun):  # the last one first: the end of a running one starts the next
+                self._take_back(job.name)
+            raise
+
+    def _take_back(self, name: str) -> None:
+        """Make as if a job had not been asked for; one that has just begun has written nothing yet."""
+        state = self.jobs.get(name).state
+        if state == "queued":
+            self.jobs.abort(name)
+        elif state == "running":
+            self.jobs.stop(name, grace=0)
 
     def data_follows(self, prepared: Prepared) -> bool:
         """Whether jobs that run or wait make its data, and it lacks nothing else: it can be queued behind them."""
@@ -92,8 +107,8 @@ class TrainJobs:
         """
         return self.jobs.stop(name, grace)
 
-    def resume(self, name: str) -> Job:
-        """Go on from the newest checkpoint of a run, whoever started it.
+    def resume(self, name: str, *, queued: bool = False) -> Job:
+        """Go on from the newest checkpoint of a run, whoever started it; `queued`: when no other job runs.
 
         Raises:
             UserError: there is no such run, it still runs, or it has no checkpoint.
@@ -102,11 +117,12 @@ class TrainJobs:
         if job is not None and job.resume_command is not None:
             if not job.active:
                 self._check_resumable(name)
-            return self.jobs.resume(name)
+            return self.jobs.resume(name, queued=queued)
         self._check_resumable(name)
         path = self.runs.path(name)
         command = [*program(self._ranks(name)), "train", "--resume", str(path)]
-        return self.jobs.start(command, kind=TRAIN, name=name, resume_command=command)
+        begin = self.jobs.enqueue if queued else self.jobs.start
+        return begin(command, kind=TRAIN, name=name, resume_command=command)
 
     def rows(self) -> list[dict[str, Any]]:
         """What page and API show: running, queued, then the latest that are over. Starts a queue that stands still."""
@@ -119,7 +135,7 @@ class TrainJobs:
         queued = [job for job in jobs if job.state == "queued"]
         over = [job for job in jobs if not job.active][:_SHOWN]
         turns = [job.name for job in queued]
-        rows = [self._row(job, turns) for job in (*running, *queued, *over)]
+        rows = [self._row(job, turns, busy=bool(running)) for job in (*running, *queued, *over)]
         known = {job.name for job in jobs if job.active}
         return [self._foreign_row(name) for name in self._running_elsewhere(known)] + rows
 
@@ -138,7 +154,7 @@ class TrainJobs:
         if not any((path / "checkpoints").glob("step_*")):
             raise UserError(f"Run {name!r} has no checkpoint to go on from: start it again.")
 
-    def _row(self, job: Job, queued: list[str]) -> dict[str, Any]:
+    def _row(self, job: Job, queued: list[str], *, busy: bool) -> dict[str, Any]:
         summary = self._summary(job.name) if job.kind == TRAIN and job.state != "queued" else None
         state = _state(job, summary)
         actions = []
@@ -147,10 +163,9 @@ class TrainJobs:
         elif state in ("starting", "running", "stopping"):
             actions = ["kill" if job.stopping else "stop"]
         elif state in _FAILED and self._can_resume(job):
-            actions = ["resume"]
-        problem = ""
-        if state in _FAILED:
-            problem = job.likely_cause or (summary.message if summary else "") or ""
+            actions = ["queue", "resume"] if busy else ["resume"]
+        told = job.likely_cause if state in (*_FAILED, job.state) else None  # else the run says that it ended well
+        problem = told or (summary.message if summary and state in _FAILED else "")
         return {
             "name": job.name,
             "kind": job.kind,
@@ -225,9 +240,9 @@ def missing_files(prepared: Prepared) -> list[str]:
 
 
 def data_job_name(file: str) -> str:
-    """Of the job that makes this file: one file has one maker at a time."""
+    """Of the job that makes this file: one file has one maker at a time, and files of one name in two folders two."""
     stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem)
-    return f"data-{stem}"[:100]
+    return f"data-{stem[:80]}-{hashlib.sha256(os.path.abspath(file).encode()).hexdigest()[:6]}"
 
 
 def synthesis_in_words(prepared: Prepared, file: str) -> str:

@@ -147,7 +147,11 @@ def _is_whole(line: Mapping[str, Any]) -> bool:
     if line.get("kind") != "train" or not isinstance(online, Mapping) or not isinstance(online.get("servers"), list):
         return False
     told = all(isinstance(line.get(name), (int, float)) for name in ("tokens_per_s", "data_wait_percent"))
-    return told and _NEEDED <= online.keys() and all(_OF_A_SERVER <= server.keys() for server in online["servers"])
+    return told and _NEEDED <= online.keys() and all(map(_is_whole_server, online["servers"]))
+
+
+def _is_whole_server(server: Any) -> bool:
+    return isinstance(server, Mapping) and _OF_A_SERVER <= server.keys()
 
 
 def _follows(record: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

@@ -116,7 +116,7 @@ def measured_rates(run: Path) -> dict[str, Rate]:
     """
     config, records = read_run(run)
     where = f"measured in {run}"
-    steps = [line for line in records if line.get("kind") == "train" and line.get("tokens_per_s")]
+    steps = [line for line in records if _tells_speed(line)]
     if not steps:
         raise UserError(f"Run {str(run)!r} has no record of its speed yet: give one that logged some steps.")
     if config.features.source == "in_process":
@@ -138,6 +138,12 @@ def measured_rates(run: Path) -> dict[str, Rate]:
     if load.reading and load.bytes_per_s:
         found["link"] = Rate(load.bytes_per_s / load.reading / load.training, where)
     return found
+
+
+def _tells_speed(line: Mapping[str, Any]) -> bool:
+    """Whether a line has all that rates are taken from; those of other versions, and of a first step, may not."""
+    told = all(isinstance(line.get(name), (int, float)) for name in ("tokens", "tokens_per_s", "data_wait_percent"))
+    return told and line.get("kind") == "train" and line["tokens_per_s"] > 0
 
 
 def _answering(run: Path, serving: int, where: str) -> dict[str, Rate]:
@@ -168,9 +174,11 @@ def read_run(run: Path) -> tuple[TrainConfig, list[Mapping[str, Any]]]:
     records = []
     for line in lines:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue  # the last line of a run that is under way, or was cut
+        if isinstance(record, dict):
+            records.append(record)
     return load_config(run / "config.yaml"), records
 
 

@@ -4,22 +4,22 @@
     checkpoints/step_0001000/
 """
 
-import fcntl
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dflash.config import TrainConfig, dump_config
 from dflash.errors import UserError
-from dflash.files import naming, write_atomically
+from dflash.files import locked, naming, write_atomically
 
 _FAILURE_FILE = ".failure"
 _HELD_OUT_FILE = "validation_ids.json"
@@ -57,7 +57,7 @@ class RunFolder:
             # Of a run that failed before its first step: this one may have other data.
             (run.path / _HELD_OUT_FILE).unlink(missing_ok=True)
             run.record_config(config)
-            write_atomically(run.path / "command.txt", " ".join(sys.argv) + "\n")
+            write_atomically(run.path / "command.txt", _command() + "\n")
             write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"Run folder {str(path)!r} could not be written: {error.strerror}.") from error
@@ -74,7 +74,7 @@ class RunFolder:
             write_atomically(run.path / f"config.before-{sitting}.yaml", old)
             run.record_config(config)
         with open(run.path / "command.txt", "a", encoding="utf-8") as file:
-            file.write(" ".join(sys.argv) + "\n")
+            file.write(_command() + "\n")
         return run
 
     def check_is_run(self) -> None:
@@ -96,18 +96,15 @@ class RunFolder:
         Raises:
             UserError: another process is training in this folder, or the folder cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "a+", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"Run folder {str(self.path)!r} could not be written: {error.strerror}.") from error
-        with file:
+        with ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                held.enter_context(locked(self.path / ".lock", wait=False))
+            except BlockingIOError as error:
                 raise UserError(
                     f"Run folder {str(self.path)!r} is being trained by another process: stop that one first."
                 ) from error
+            except OSError as error:
+                raise UserError(f"Run folder {str(self.path)!r} could not be written: {error.strerror}.") from error
             yield
 
     def set_status(self, state: str, **details: Any) -> None:
@@ -160,6 +157,11 @@ class RunFolder:
         if not path.is_file():
             write_atomically(path, json.dumps(choose()))
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _command() -> str:
+    """What started this process, to paste into a shell: `sys.argv` lacks Python and its `-m`."""
+    return shlex.join(sys.orig_argv)
 
 
 def describe_environment() -> dict[str, Any]:

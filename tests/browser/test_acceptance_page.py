@@ -1,10 +1,15 @@
 """The Acceptance page in a browser: figures of a linked result, comparison, what-if, and an evaluation really run."""
 
 import json
+from pathlib import Path
 
 import pytest
 from acceptance_results import PROMPTS, write_result
+from ending_jobs import end_all
+from waiting import until
 from workbench_server import running_workbench, save_tiny_draft
+
+from workbench.jobs import Jobs
 
 pytestmark = pytest.mark.browser
 
@@ -24,9 +29,13 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def workbench(tiny_target, tiny_target_folder, tmp_path_factory) -> str:
+def runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("acceptance") / "runs"
+
+
+@pytest.fixture(scope="module")
+def workbench(tiny_target, tiny_target_folder, runs) -> str:
     """A workbench with two results of three prompts, a measurement of block sizes, and a checkpoint to evaluate."""
-    runs = tmp_path_factory.mktemp("acceptance") / "runs"
     write_result(tiny_target, runs / "run-1" / "eval" / "step_1.json", right=0, draft_name="run-1/step_1")
     write_result(tiny_target, runs / ".evaluations" / "newest.json", right=3)
     (runs / ".evaluations" / "block-sizes").mkdir()
@@ -36,6 +45,7 @@ def workbench(tiny_target, tiny_target_folder, tmp_path_factory) -> str:
     draft = save_tiny_draft(tiny_target, runs / "run-1" / "checkpoints" / "step_0000002" / "draft")
     with running_workbench(tiny_target_folder, draft, str(runs)) as address:
         yield address
+    end_all(Jobs(runs))
 
 
 def shown(visit, query: str = "", **options):
@@ -110,6 +120,28 @@ def test_an_evaluation_is_started_followed_and_its_result_opened(visit):
     page.click(".df-evaluations a.df-job-name")
     page.wait_for_selector(".df-accept")
     page.wait_for_function("document.querySelector('.df-accept').textContent.includes('run-1/step_0000002')")
+
+
+def test_block_size_and_temperature_of_an_evaluation_are_chosen_on_the_page(visit, runs):
+    page = shown(visit).page
+    page.click("#eval-more button")
+    for field, text in (("limit", "0"), ("tokens", "4"), ("block-size", "2"), ("temperature", "0.5")):
+        page.fill(f"#eval-{field} input", text)
+        page.press(f"#eval-{field} input", "Tab")
+    before = {job.name for job in Jobs(runs).list()}
+    page.click("#evaluate")
+    until(lambda: len(Jobs(runs).list()) > len(before), 60)
+    (job,) = (job for job in Jobs(runs).list() if job.name not in before)
+    words = " ".join(job.command)
+    assert "--block-size 2 --temperature 0.5" in words and "--limit" not in words
+
+
+def test_an_emptied_number_is_asked_for_and_does_not_mean_all(visit):
+    page = shown(visit).page
+    page.fill("#eval-limit input", "")
+    page.press("#eval-limit input", "Tab")
+    page.click("#evaluate")
+    page.wait_for_selector("text=is empty: give a number")
 
 
 def test_nothing_chosen_is_answered_with_a_sentence(visit):

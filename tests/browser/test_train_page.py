@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 import pytest
 import waiting
+from ending_jobs import end_all
 from tiny_runs import write_conversations
 
 from workbench.jobs import Jobs
@@ -99,13 +100,7 @@ def bench(tiny_target_folder, tmp_path_factory):
     bench.start()
     yield bench
     bench.kill()
-    jobs = Jobs(bench.runs)
-    for job in jobs.list():
-        if job.state == "queued":
-            jobs.abort(job.name)
-    for job in jobs.list():
-        if job.state == "running":
-            jobs.stop(job.name, grace=0)
+    end_all(Jobs(bench.runs))
 
 
 @pytest.fixture

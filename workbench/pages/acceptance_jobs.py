@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from dflash.errors import UserError
 from workbench.components import packed, panel
 from workbench.evaluate_jobs import EvaluateJobs, EvaluationRequest
 from workbench.pages.acceptance_values import SIZE_VALUES, said, size_values
@@ -34,8 +35,30 @@ def controls(desk: EvaluateJobs) -> dict[str, gr.components.Component]:
             tokens = gr.Number(
                 128, label="New tokens, at most", precision=0, minimum=1, min_width=90, elem_id="eval-tokens"
             )
+        with gr.Accordion("More settings", open=False, elem_id="eval-more"), gr.Row():
+            size = gr.Number(
+                0, label="Block size (0 = the draft's)", precision=0, minimum=0, min_width=90, elem_id="eval-block-size"
+            )
+            temperature = gr.Number(
+                0,
+                label="Temperature (0 = greedy)",
+                info="Sampled outputs are not compared with plain decoding.",
+                minimum=0,
+                step=0.1,
+                min_width=90,
+                elem_id="eval-temperature",
+            )
         start = gr.Button("Evaluate", variant="primary", elem_id="evaluate")
-    return {"draft": draft, "sets": sets, "upload": upload, "limit": limit, "tokens": tokens, "start": start}
+    return {
+        "draft": draft,
+        "sets": sets,
+        "upload": upload,
+        "limit": limit,
+        "tokens": tokens,
+        "size": size,
+        "temperature": temperature,
+        "start": start,
+    }
 
 
 def job_panel() -> gr.HTML:
@@ -55,9 +78,14 @@ def wire(
     """Buttons, uploads, and the clock that looks how far evaluations are; `chosen` offers new results as they come."""
     lists = [chosen["result"], chosen["with"]]
 
-    def start(draft: str, sets: list[str], limit: float | None, tokens: float | None) -> str:
-        request = EvaluationRequest(draft, tuple(sets), int(limit or 0), int(tokens or 0))
-        return said(lambda: (desk.evaluate(request), job_view(desk))[1])
+    numbers = [evaluating[name] for name in ("limit", "tokens", "size", "temperature")]
+
+    def start(draft: str, sets: list[str], *values: float | None) -> str:
+        def work() -> str:
+            desk.evaluate(EvaluationRequest(draft, tuple(sets), *map(_given, numbers, values)))
+            return job_view(desk)
+
+        return said(work)
 
     def start_benchmark(draft: str) -> str:
         return said(lambda: (desk.benchmark(draft), job_view(desk))[1])
@@ -80,13 +108,23 @@ def wire(
         measured = any(row["kind"] == "benchmark" for row in fresh["jobs"] if row["name"] in finished)
         return [packed(fresh), *offered, *(size_values(desk) if measured else [gr.skip()] * SIZE_VALUES)]
 
-    inputs = [evaluating[name] for name in ("draft", "sets", "limit", "tokens")]
+    inputs = [evaluating["draft"], evaluating["sets"], *numbers]
     evaluating["start"].click(start, inputs, jobs, trigger_mode="once", **_READ)
     measure.click(start_benchmark, evaluating["draft"], jobs, trigger_mode="once", **_READ)
     evaluating["upload"].upload(upload, [evaluating["upload"], evaluating["sets"]], evaluating["sets"], **_READ)
     jobs.submit(act, None, jobs, trigger_mode="multiple", **_READ).failure(lambda: job_view(desk), None, jobs, **_READ)
     demo.load(lambda: _opened(desk), None, [jobs, evaluating["draft"], evaluating["sets"]], **_READ)
     gr.Timer(_POLL_SECONDS).tick(news, [jobs, *lists], [jobs, *lists, *sizes], queue=False, **_READ)
+
+
+def _given(field: gr.Number, value: float | None) -> float:
+    """
+    Raises:
+        UserError: the field was emptied, which must not mean 0.
+    """
+    if value is None:
+        raise UserError(f"The field {field.label!r} is empty: give a number.")
+    return value
 
 
 def job_view(desk: EvaluateJobs) -> str:

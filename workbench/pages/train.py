@@ -135,7 +135,7 @@ def act(desk: TrainJobs, action: str, request: RunRequest) -> list[Any]:
 
 
 def act_on_job(desk: TrainJobs, action: str, name: str) -> None:
-    """Stop, kill, resume or abort a job.
+    """Stop, kill, resume, queue to be resumed, or abort a job.
 
     Raises:
         UserError: the job is not in a state for it, or there is no such action.
@@ -144,6 +144,7 @@ def act_on_job(desk: TrainJobs, action: str, name: str) -> None:
         "stop": lambda: desk.stop(name),
         "kill": lambda: desk.stop(name, grace=0),
         "resume": lambda: desk.resume(name),
+        "queue": lambda: desk.resume(name, queued=True),
         "abort": lambda: desk.jobs.abort(name),
     }
     if action not in actions:

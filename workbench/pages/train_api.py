@@ -38,9 +38,9 @@ def add_endpoints(desk: TrainJobs) -> None:
         """Ask a running job to save a checkpoint and exit; after `grace` seconds it is killed. Returns at once."""
         return _said(lambda: job_summary(desk.stop(name, grace)))
 
-    def train_resume(name: str) -> dict:
-        """Go on with a run from its newest checkpoint."""
-        return _said(lambda: job_summary(desk.resume(name)))
+    def train_resume(name: str, queued: bool = False) -> dict:
+        """Go on with a run from its newest checkpoint, now; `queued`: when no other job runs."""
+        return _said(lambda: job_summary(desk.resume(name, queued=queued)))
 
     def queue_abort(name: str) -> bool:
         """Take a job that waits out of the queue."""

@@ -27,7 +27,7 @@ function head() {
   chip.textContent = row.state;
   chip.dataset.state = row.state;
   find(".df-run-message").textContent = row.message;
-  for (const action of ["stop", "abort", "resume"]) find(`.df-${action}`).hidden = !row[`can_${action}`];
+  for (const action of ["stop", "abort", "queue", "resume"]) find(`.df-${action}`).hidden = !row[`can_${action}`];
   find(".df-run-command-box").hidden = !detail.command;
   find(".df-run-command").textContent = detail.command;
   setText(".df-run-config", detail.config || "There is no config.yaml.");
@@ -138,9 +138,10 @@ function acted(action, words) {
 
 pressed(".df-stop", acted("stop", "Asked to stop: it saves a checkpoint first."));
 pressed(".df-resume", acted("resume", "Resumed from its newest checkpoint."));
+pressed(".df-queue", acted("queue", "Queued: it goes on when no other job runs."));
 pressed(".df-abort", async () => {
-  await ask(server.act, { run: detail.row.name, action: "abort" });
-  chosen.choose(chosen.names.slice(1));
+  const { row } = await ask(server.act, { run: detail.row.name, action: "abort" });
+  if (!row) chosen.choose(chosen.names.slice(1));
   window.dispatchEvent(new CustomEvent("dflash:acted"));
 });
 pressed(".df-copy", async () => { await navigator.clipboard.writeText(location.href); return "The link is copied: it shows the same runs and zoom."; });

@@ -9,9 +9,10 @@ const WORDS = {
 };
 const ACTIONS = {
   stop: ["Stop", "Save a checkpoint and stop"], kill: ["Kill now", "End it at once, without a checkpoint"],
-  resume: ["Resume", "Go on from the newest checkpoint"], abort: ["Abort", "Take it out of the queue"],
+  resume: ["Resume", "Go on from the newest checkpoint"],
+  queue: ["Queue", "Go on from the newest checkpoint when no other job runs"], abort: ["Abort", "Take it out of the queue"],
 };
-const KINDS = { train: "training", data: "making data", evaluate: "evaluation" };
+const KINDS = { train: "training", data: "making data", evaluate: "evaluation", benchmark: "block sizes" };
 
 const ago = (seconds) => {
   if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s`;
