@@ -13,7 +13,7 @@ from dflash.cli.main import main
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
 
-COMMANDS = ("generate", "evaluate", "synthesize", "train", "doctor")
+COMMANDS = ("generate", "compare", "evaluate", "synthesize", "train", "doctor")
 
 
 @pytest.fixture(scope="module")

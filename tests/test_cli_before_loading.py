@@ -62,10 +62,11 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("command", ["generate", "compare"])
 @pytest.mark.parametrize("case", WRONG)
-def test_a_draft_a_block_or_a_device_that_cannot_be_is_refused_at_once(place, case):
+def test_a_draft_a_block_or_a_device_that_cannot_be_is_refused_at_once(place, case, command):
     options, said = WRONG[case]
-    assert said in refused("generate", "--prompt", "x", "--target", "./tiny", *options, cwd=place)
+    assert said in refused(command, "--prompt", "x", "--target", "./tiny", *options, cwd=place)
 
 
 @pytest.mark.parametrize(

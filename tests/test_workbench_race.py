@@ -7,7 +7,10 @@ import pytest
 from workbench_server import save_tiny_draft
 
 from dflash.errors import UserError
+from dflash.model.config import DFlashConfig
+from dflash.model.draft import DFlashDraft
 from workbench.bench import Bench
+from workbench.pages.decode import _control_value, _linked_settings
 from workbench.race import Race
 from workbench.race_record import exported, parse_record, picture_of
 from workbench.race_settings import RaceSettings, parse_history
@@ -107,6 +110,17 @@ def test_checkpoints_of_runs_are_offered_as_drafts(tiny_target, tiny_target_fold
 def test_links_name_settings_and_keep_the_other_defaults():
     settings = RaceSettings.from_query({"prompt": "Hi", "block_size": "3", "other": "x", "draft": ""}, RaceSettings("", draft="d"))
     assert settings == RaceSettings("Hi", block_size=3, draft="d")
+
+
+def test_a_link_to_another_draft_takes_that_drafts_block_size(bench, tiny_target, tmp_path):
+    config = DFlashConfig.for_target(tiny_target, num_hidden_layers=1, num_features=2, block_size=6)
+    DFlashDraft(config).save_pretrained(tmp_path / "other")
+    linked = _linked_settings(bench, {"prompt": "Hi", "draft": str(tmp_path / "other")})
+    slider = _control_value(bench, "block_size", linked)
+    assert (slider.value, slider.maximum) == (6, 6)
+    race = Race(bench, linked)
+    list(race.run())
+    assert race.record.comparison().draft.block_size == 6
 
 
 @pytest.mark.parametrize(("name", "value"), [("block_size", "many"), ("temperature", "nan"), ("max_new_tokens", "1.5")])

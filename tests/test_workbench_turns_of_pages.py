@@ -4,11 +4,13 @@ import json
 import time
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from workbench_server import PATIENCE, save_tiny_draft
 
 from dflash.decoding.ways import Way
 from dflash.target import TargetModel
+from workbench.app import build_app
 from workbench.bench import Bench
 from workbench.pages.decode import stream_race
 from workbench.pages.decode_ways import _stream
@@ -86,3 +88,12 @@ def test_a_closed_comparison_runs_at_most_the_step_in_flight_and_frees_its_turn(
 def test_a_refused_race_gives_its_turn_back(bench):
     (told,) = stream_race(bench, CONTROLS | {"prompt": " "}, "", False)
     assert phase(told) == "error" and len(bench_turns) == 0
+
+
+@pytest.mark.parametrize("action", ["add_way", "remove_way"])
+@pytest.mark.parametrize("view", ["{", "[]", '{"entries": [{"kind": "draft", "colour": 1}]}'])
+def test_a_damaged_list_of_ways_is_answered_with_a_sentence(bench, action, view):
+    handler = next(found.fn for found in build_app(bench).fns.values() if found.name == action)
+    controls = ["Hi", 8, 4, 0.0, "target", "", 0]
+    with pytest.raises(gr.Error, match="damaged|no field 'colour'"):
+        handler(view, *(controls if action == "add_way" else [None]))

@@ -19,8 +19,9 @@ print(result["speedup"], result["identical"])
 ```
 
 Arguments may be given by name. Mistakes come back as `gradio_client.exceptions.AppError` with the sentence that the
-page would show. What computes with the target (decoding, leak test, layer check) waits for its turn: one at a time on
-one machine. Links to pages (`/runs?run=NAME`, `/?prompt=...`) hold all they need and survive a restart.
+page would show. What computes with the target (decoding, layouts, leak test, layer check) waits for its turn: one at a
+time on one machine. `client.submit(...)` gives a job whose `cancel()` ends such work at its next step, as going away
+does. Links to pages (`/runs?run=NAME`, `/?prompt=...`) hold all they need and survive a restart.
 
 This file is written by `python -m workbench.api_reference > docs/api.md`; a test compares it with the app.
 """

@@ -6,13 +6,15 @@ read as HTML, and the page keeps scroll position, focus and selection when new d
 
 import html
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import gradio as gr
 
 from dflash.errors import UserError
 from workbench.theme import static_text
+
+_Answer = TypeVar("_Answer")
 
 
 def packed(value: Any) -> str:
@@ -29,6 +31,14 @@ def as_text(sentence: str) -> str:
 def refusal(error: UserError) -> gr.Error:
     """A user's mistake as the message that Gradio shows."""
     return gr.Error(as_text(str(error)), print_exception=False)
+
+
+def asked(question: Callable[[], _Answer]) -> _Answer:
+    """The answer, or its complaint as a sentence on the page."""
+    try:
+        return question()
+    except UserError as error:
+        raise refusal(error) from error
 
 
 def panel(name: str, value: Any = None, *, scripts: Sequence[str] = (), **options) -> gr.HTML:

@@ -1,24 +1,16 @@
-"""The comparison list of the Decode page: the ways that are asked for, and what came of each, as the page draws it."""
+"""The comparison list of the Decode page: the ways that are asked for, and how they are run on the bench's models."""
 
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 from dflash.decoding.prompt import render_prompt
-from dflash.decoding.ways import MAX_WAYS, Lineup, Measured, Way, yardstick
+from dflash.decoding.ways import MAX_WAYS, Lineup, Measured, Way
 from dflash.errors import UserError
-from workbench.bench import SHIPPED, Bench
+from dflash.evaluation.ways_report import label, row_of
+from workbench.bench import Bench
 from workbench.race_settings import RaceSettings
 
-ENGINES = {"dflash": "this engine", "transformers": "transformers"}
-_NAMES = {
-    "target": "Target alone",
-    "plain": "Plain generate",
-    "prompt_lookup": "Prompt lookup",
-    "assistant": "Small draft",
-}
 _FIELDS = {field.name: type(field.default) if field.name != "kind" else str for field in fields(Way)}
 
 
@@ -67,20 +59,6 @@ def added(entries: list[Way], way: Way) -> list[Way]:
     return [*entries, way]
 
 
-def other_ways(temperature: float, seed: int, lookup_tokens: int, assistant: str) -> list[Way]:
-    """What transformers offers on the same target: plain decoding, and prompt lookup and a small model if asked for.
-
-    Plain decoding is always among them: it says how fast that engine is by itself.
-    """
-    shared = {"temperature": temperature, "seed": seed if temperature else 0}
-    ways = []
-    if lookup_tokens:
-        ways.append(Way("prompt_lookup", lookup_tokens=lookup_tokens, **shared))
-    if assistant.strip():
-        ways.append(Way("assistant", assistant=assistant.strip(), **shared))
-    return [Way("plain", **shared), *ways] if ways else []
-
-
 def compare_ways(
     bench: Bench,
     settings: RaceSettings,
@@ -118,67 +96,6 @@ def compare_ways(
     ]
 
 
-def label(way: Way) -> str:
-    """A way in a few words: "DFlash shipped, block 8, T 0.8"."""
-    temperature = f", T {way.temperature:g}" if way.temperature else ""
-    if way.kind == "draft":
-        block = f", block {way.block_size}" if way.block_size else ""
-        rule = ", rejection" if way.rule == "rejection" else ""
-        return f"DFlash {_draft_name(way.draft)}{block}{temperature}{rule}"
-    if way.kind == "prompt_lookup":
-        return f"{_NAMES[way.kind]}, {way.lookup_tokens} tokens{temperature}"
-    if way.kind == "assistant":
-        return f"{_NAMES[way.kind]} {Path(way.assistant).name}{temperature}"
-    return f"{_NAMES[way.kind]}{temperature}"
-
-
 def entry_of(way: Way) -> dict[str, Any]:
     """A way as it stands in the page's list."""
     return asdict(way) | {"label": label(way)}
-
-
-def row_of(measured: Measured) -> dict[str, Any]:
-    """One line of the table."""
-    way = measured.way
-    return {
-        "label": label(way),
-        "kind": way.kind,
-        "engine": ENGINES[way.engine],
-        "yardstick": way == yardstick(way),
-        "tokens": len(measured.tokens),
-        "forwards": measured.forwards,
-        "tau": measured.tau,
-        "tok_s": statistics.median(measured.tok_s),
-        "tok_s_rounds": list(measured.tok_s),
-        "time_to_first_token_s": statistics.median(measured.time_to_first_token_s),
-        "speedup": measured.speedup,
-        "speedup_rounds": list(measured.speedups),
-        "rounds": len(measured.tok_s),
-        "identical": measured.identical,
-        "verdict": _verdict(measured),
-    }
-
-
-def _verdict(measured: Measured) -> str:
-    if measured.way.kind == "target":
-        return "the yardstick"
-    if not measured.way.sampling.greedy:
-        return "sampled, not compared"
-    if measured.identical is None:
-        return "not compared yet"
-    shape = "in the block's shape" if measured.way.kind == "draft" else "one token per forward"
-    if measured.identical:
-        return f"identical to plain decoding {shape}"
-    found = measured.difference
-    gap = "" if found.gap is None else f", logit gap {abs(found.gap):.3f}"
-    return f"differs from plain decoding {shape} at token {found.index + 1}{gap}"
-
-
-def _draft_name(draft: str) -> str:
-    """A draft as people know it: a run's checkpoint by run and step, another folder by its name."""
-    path = Path(draft)
-    if not draft or draft == SHIPPED:
-        return draft or "draft"
-    if path.name == "draft" and path.parent.parent.name == "checkpoints":
-        return f"{path.parents[2].name} {path.parent.name}"
-    return path.name

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dflash.cli.options import add_machine_options, check_writable, load_engine, whole_number
+from dflash.cli.table import table
 from dflash.errors import UserError
 from dflash.evaluation.draft_names import draft_label
 
@@ -76,10 +77,8 @@ def _sizes(text: str | None) -> tuple[int, ...] | None:
 def _table(report: dict[str, Any]) -> str:
     names = ("block_size", "draft_ms", "verify_ms", "overhead_ms", "tau", "speedup", "break_even_tau")
     rows = [_COLUMNS, *(tuple(_number(row[name]) for name in names) for row in report["sizes"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
     alone = _number(report["target_ms"])
-    return "\n".join([*lines, f"target alone: {alone} ms a token; fastest here: block size {report['best']}"])
+    return f"{table(rows, left=())}\ntarget alone: {alone} ms a token; fastest here: block size {report['best']}"
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dflash.cli.options import (
     add_decoding_options,
@@ -13,11 +12,9 @@ from dflash.cli.options import (
     sampling_of,
     whole_number,
 )
+from dflash.cli.table import table
 from dflash.errors import UserError
 from dflash.evaluation.draft_names import draft_label, file_name
-
-if TYPE_CHECKING:
-    pass
 
 _COLUMNS = ("set", "prompts", "tau", "speed-up", "identical", "target tok/s", "draft tok/s")
 
@@ -127,12 +124,7 @@ def _table(pools: dict[str, dict]) -> str:
                 _number(pooled["draft_tok_s"], ".1f"),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = []
-    for name, *numbers in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True)]
-        lines.append("  ".join([f"{name:<{widths[0]}}", *cells]))
-    return "\n".join(lines)
+    return table(rows)
 
 
 def _acceptance_line(acceptance: dict) -> str:

@@ -9,6 +9,7 @@ from dflash.cli import (
     benchmark,
     capture,
     check,
+    compare,
     data,
     doctor,
     engines,
@@ -26,6 +27,7 @@ from dflash.errors import UserError
 
 COMMANDS = (
     generate,
+    compare,
     evaluate,
     benchmark,
     synthesize,

@@ -130,8 +130,7 @@ class Lineup:
         Raises:
             UserError: rounds are out of range, or a way refuses the prompt.
         """
-        if not 1 <= rounds <= MAX_ROUNDS:
-            raise UserError(f"{rounds} rounds are not possible: choose 1 to {MAX_ROUNDS}.")
+        check_rounds(rounds)
         done: dict[Way, list[_Once]] = {way: [] for way in self.ways}
         for number in range(1, rounds + 1):
             for way in self.ways if number % 2 else reversed(self.ways):
@@ -219,6 +218,29 @@ class _Once:
 def yardstick(way: Way) -> Way:
     """What a way's speed is taken against: our target alone, one token per forward, with the same sampling."""
     return Way("target", temperature=way.temperature, seed=way.seed if way.temperature else 0)
+
+
+def check_rounds(rounds: int) -> None:
+    """
+    Raises:
+        UserError: rounds are out of range.
+    """
+    if not 1 <= rounds <= MAX_ROUNDS:
+        raise UserError(f"{rounds} rounds are not possible: choose 1 to {MAX_ROUNDS}.")
+
+
+def other_ways(temperature: float, seed: int, lookup_tokens: int, assistant: str) -> list[Way]:
+    """What transformers offers on the same target: plain decoding, and prompt lookup and a small model if asked for.
+
+    Plain decoding is always among them: it says how fast that engine is by itself.
+    """
+    shared = {"temperature": temperature, "seed": seed if temperature else 0}
+    ways = []
+    if lookup_tokens:
+        ways.append(Way("prompt_lookup", lookup_tokens=lookup_tokens, **shared))
+    if assistant.strip():
+        ways.append(Way("assistant", assistant=assistant.strip(), **shared))
+    return [Way("plain", **shared), *ways] if ways else []
 
 
 def _measured(done: dict[Way, list[_Once]]) -> list[Measured]:

@@ -9,7 +9,6 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from dflash.errors import UserError
 from workbench.anatomy import (
     TILE,
     Anatomy,
@@ -24,7 +23,7 @@ from workbench.anatomy import (
 from workbench.anatomy_query import DEFAULTS, OWN, AnatomyQuery, input_store
 from workbench.anatomy_rows import ROW_TOKENS, Rows, built_in_rows, file_rows, text_rows
 from workbench.bench import Bench
-from workbench.components import packed, panel, refusal, table_behind
+from workbench.components import asked, packed, panel, table_behind
 from workbench.examples import EXAMPLE_CONVERSATIONS
 from workbench.figures.mask import mask_cells, mask_tiles
 from workbench.pages import anatomy_api, anatomy_checks
@@ -90,16 +89,16 @@ def _wire(
     link = gr.Textbox(visible="hidden", elem_id="anatomy_link")
 
     def show(*values) -> list[Any]:
-        return _asked(lambda: _views(bench, AnatomyQuery.of(*values)))
+        return asked(lambda: _views(bench, AnatomyQuery.of(*values)))
 
     def show_block(*values) -> list[Any]:
-        return _asked(lambda: _views(bench, AnatomyQuery.of(*values), everything=False))
+        return asked(lambda: _views(bench, AnatomyQuery.of(*values), everything=False))
 
     def open_link(request: gr.Request) -> list[Any]:
         query = dict(request.query_params)
         if not set(query) & {*DEFAULTS.names(), "input"}:
             return [gr.skip()] * (len(controls) + 1)
-        asked = _asked(lambda: AnatomyQuery.from_query(query, bench.runs))
+        asked = asked(lambda: AnatomyQuery.from_query(query, bench.runs))
         own = asked.conversation == OWN
         return [*_updates(controls, asked), gr.update(visible=own)]
 
@@ -124,7 +123,7 @@ def _wire(
         show_block, inputs, page.outputs, **_READ
     )
     page.tokens.link(
-        lambda *values: _asked(lambda: _link(bench, AnatomyQuery.of(*values))), inputs, link, **_READ
+        lambda *values: asked(lambda: _link(bench, AnatomyQuery.of(*values))), inputs, link, **_READ
     ).success(None, link, None, js=_HAND_OVER, **_PRIVATE)
     controls["conversation"].change(
         lambda name: [gr.update(visible=name == OWN)] * 2, controls["conversation"], [controls["line"], drop], **_READ
@@ -282,11 +281,3 @@ def _link(bench: Bench, query: AnatomyQuery) -> str:
         text = Path(query.file).read_text(encoding="utf-8", errors="replace") if query.file else query.line
         values["input"] = input_store(bench.runs).save(text)
     return urlencode(values)
-
-
-def _asked(question: Callable[[], Any]) -> Any:
-    """The answer, or its complaint as a sentence on the page."""
-    try:
-        return question()
-    except UserError as error:
-        raise refusal(error) from error

@@ -3,21 +3,23 @@
 import gradio as gr
 
 from dflash.data.template import Rendered
-from dflash.errors import UserError
 from workbench.anatomy import Anatomy, AnatomySettings, dissect_row, explain_cell, summary
 from workbench.anatomy_query import DEFAULTS
 from workbench.anatomy_rows import Rows, built_in_rows, text_rows
 from workbench.bench import Bench
+from workbench.checks_view import Report
 from workbench.checks_view import layer_check as run_layers
 from workbench.checks_view import layers_record, leak_record
 from workbench.checks_view import leak_test as run_leak
-from workbench.turns import bench_turns
+from workbench.endpoints import computing
 
 
 def build(bench: Bench) -> None:
     """Register the endpoints in the open Blocks."""
 
+    @computing
     def anatomy_plan(
+        report: Report,
         conversation: str = "",
         num_anchors: int = 48,
         block_size: int = 8,
@@ -33,16 +35,16 @@ def build(bench: Bench) -> None:
 
         `conversation` is JSON lines; empty takes a built-in one. `row` counts conversations, or packed rows, from 1.
         """
-        try:
-            rows = _rows(bench, conversation, packing, length)
-            settings = AnatomySettings(num_anchors, block_size, gamma, seed, window or None)
-            view = dissect_row(bench.target, rows.row(row), settings, length if packing else None)
-            about = {"rows": len(rows.rows), "conversations": rows.conversations, "left_out": rows.complaints()}
-            return summary(view, view.check_block(block)) | about
-        except UserError as error:
-            raise _sentence(error) from error
+        rows = _rows(bench, conversation, packing, length)
+        report("laying out")
+        settings = AnatomySettings(num_anchors, block_size, gamma, seed, window or None)
+        view = dissect_row(bench.target, rows.row(row), settings, length if packing else None)
+        about = {"rows": len(rows.rows), "conversations": rows.conversations, "left_out": rows.complaints()}
+        return summary(view, view.check_block(block)) | about
 
+    @computing
     def anatomy_cell(
+        report: Report,
         query: int,
         key: int,
         conversation: str = "",
@@ -55,38 +57,28 @@ def build(bench: Bench) -> None:
         row: int = 1,
     ) -> dict:
         """Whether draft slot `query` sees key `key` (the context's tokens, then the slots), and why, in words."""
-        try:
-            rows = _rows(bench, conversation, packing, length)
-            settings = AnatomySettings(num_anchors, block_size, seed=seed, window=window or None)
-            view: Anatomy = dissect_row(bench.target, rows.row(row), settings, length if packing else None)
-            return explain_cell(view, query, key)
-        except UserError as error:
-            raise _sentence(error) from error
+        rows = _rows(bench, conversation, packing, length)
+        report("laying out")
+        settings = AnatomySettings(num_anchors, block_size, seed=seed, window=window or None)
+        view: Anatomy = dissect_row(bench.target, rows.row(row), settings, length if packing else None)
+        return explain_cell(view, query, key)
 
-    def leak_test(draft: str = "") -> dict:
+    @computing
+    def leak_test(report: Report, draft: str = "") -> dict:
         """Change every feature, slot and token in turn: a block's output must not move with what it must not see."""
-        try:
-            with bench_turns.ticket() as turn:
-                turn.wait()
-                return leak_record(run_leak(bench, draft))
-        except UserError as error:
-            raise _sentence(error) from error
+        return leak_record(run_leak(bench, draft, report=report))
 
-    def layer_check(draft: str = "", conversations: str = "") -> dict:
+    @computing
+    def layer_check(report: Report, draft: str = "", conversations: str = "") -> dict:
         """Move a draft's features by one layer: it has to get worse.
 
         `conversations` are JSON lines, best not trained on; with fewer than four, built-in prompts take their place.
         """
-        try:
-            with bench_turns.ticket() as turn:
-                turn.wait()
-                given = []
-                if conversations.strip():
-                    rows = text_rows(bench.target, conversations, packing=False, length=512).rows
-                    given = [Rendered(row.ids[0], row.input_ids, row.loss_mask) for row in rows]
-                return layers_record(run_layers(bench, draft, given))
-        except UserError as error:
-            raise _sentence(error) from error
+        given = []
+        if conversations.strip():
+            rows = text_rows(bench.target, conversations, packing=False, length=512).rows
+            given = [Rendered(row.ids[0], row.input_ids, row.loss_mask) for row in rows]
+        return layers_record(run_layers(bench, draft, given, report=report))
 
     for endpoint in (anatomy_plan, anatomy_cell, leak_test, layer_check):
         gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=None)
@@ -96,7 +88,3 @@ def _rows(bench: Bench, conversation: str, packing: bool, length: int) -> Rows:
     if conversation.strip():
         return text_rows(bench.target, conversation, packing=packing, length=length)
     return built_in_rows(bench.target, DEFAULTS.conversation, packing=packing, length=length)
-
-
-def _sentence(error: UserError) -> gr.Error:
-    return gr.Error(str(error), print_exception=False)

@@ -10,6 +10,7 @@ from dflash.errors import UserError
 from workbench.anatomy_rows import Rows
 from workbench.bench import Bench
 from workbench.checks_view import layer_check, layers_html, leak_html, leak_test, message_html
+from workbench.sentences import sentence_of
 from workbench.turns import place_in_words
 from workbench.worker import Waiting, Worker
 
@@ -41,11 +42,14 @@ def build(
         yield from _stream(lambda report: leak_html(leak_test(bench, draft, report=report)))
 
     def run_layers(draft: str, *values) -> Iterator[Any]:
-        try:
-            given = _conversations(rows_of(*values))
-        except UserError:
-            given = []  # the page says what is wrong with them; the built-in prompts take their place
-        yield from _stream(lambda report: layers_html(layer_check(bench, draft, given, report=report)))
+        def work(report: Callable[[str], None]) -> str:
+            try:
+                given = _conversations(rows_of(*values))
+            except UserError:
+                given = []  # the page says what is wrong with them; the built-in prompts take their place
+            return layers_html(layer_check(bench, draft, given, report=report))
+
+        yield from _stream(work)
 
     started = [
         leak.click(run_leak, draft, result, **_READ),
@@ -73,7 +77,6 @@ def _stream(work: Callable[[Callable[[Any], None]], str]) -> Iterator[Any]:
                 yield gr.skip()
             else:
                 yield message_html(place_in_words(report) if isinstance(report, Waiting) else report)
-    except UserError as error:
-        yield message_html(str(error), bad=True)
-        return
-    yield worker.result
+        yield worker.result
+    except Exception as error:  # whatever it is, a test that runs for ever would not say so
+        yield message_html(sentence_of(error), bad=True)

@@ -8,16 +8,16 @@ from typing import Any
 import gradio as gr
 
 from dflash.decoding.sampling import RULES
-from dflash.errors import UserError
 from dflash.evaluation.acceptance import AcceptanceCounts, Proportion
 from workbench.bench import Bench
-from workbench.components import packed, panel, refusal, table_behind
+from workbench.components import asked, packed, panel, table_behind
 from workbench.examples import EXAMPLE_PROMPTS
 from workbench.figures.acceptance import accepted_per_step, survival_by_slot
 from workbench.pages import decode_api, decode_ways
 from workbench.race import Race, failed, new_id
 from workbench.race_record import RaceRecord, exported, parse_record, picture_of
 from workbench.race_settings import RaceSettings, parse_history
+from workbench.sentences import sentence_of
 from workbench.traces import open_trace, save_trace, saved_picture
 from workbench.turns import bench_turns, place_in_words
 
@@ -96,7 +96,7 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
     ) -> Iterator[list[Any]]:
         query = request.query_params
         if "trace" in query:
-            record = _asked(lambda: open_trace(bench.runs, query["trace"]))
+            record = asked(lambda: open_trace(bench.runs, query["trace"]))
             yield _finished(record, saved_picture(record), [gr.skip()] * 3)
         elif "prompt" in query:
             own = (prompt, max_new_tokens, block_size, temperature, rule, seed, draft)
@@ -142,13 +142,12 @@ def stream_race(bench: Bench, controls: dict[str, Any], history: str, talk: bool
             for picture in race.run():
                 if picture["phase"] != "done":
                     yield [packed(picture), *rest]
-    except UserError as error:
-        yield [packed(failed(settings, str(error))), *rest]
-        return
-    said = [gr.skip(), gr.skip()]
-    if talk:
-        said = [packed([*settings.messages(), {"role": "assistant", "content": race.answer() or "…"}]), ""]
-    yield _finished(race.record, picture, [*said, race.record])
+        said = [gr.skip(), gr.skip()]
+        if talk:
+            said = [packed([*settings.messages(), {"role": "assistant", "content": race.answer() or "…"}]), ""]
+        yield _finished(race.record, picture, [*said, race.record])
+    except Exception as error:  # whatever it is, lanes that wait for ever would not say so
+        yield [packed(failed(settings, sentence_of(error))), *rest]
 
 
 def settings_of(controls: dict[str, Any], history: str | list | None) -> RaceSettings:
@@ -188,12 +187,13 @@ def _finished(record: RaceRecord, picture: dict[str, Any], said_and_record: list
 def _linked_settings(bench: Bench, query: dict[str, str]) -> RaceSettings | None:
     """What a link asks for; None for the bare address."""
     if "trace" in query:
-        settings = _asked(lambda: open_trace(bench.runs, query["trace"])).settings.model_dump()
+        settings = asked(lambda: open_trace(bench.runs, query["trace"])).settings.model_dump()
         return RaceSettings(**settings | {"history": tuple(settings["history"])})
     if "prompt" not in query:
         return None
-    defaults = RaceSettings("", block_size=bench.block_size(), draft=bench.draft_name)
-    return _asked(lambda: RaceSettings.from_query(query, defaults))
+    # A block size that is not named stays 0, the draft's own: the link may name another draft.
+    defaults = RaceSettings("", draft=bench.draft_name)
+    return asked(lambda: RaceSettings.from_query(query, defaults))
 
 
 def _control_value(bench: Bench, name: str, settings: RaceSettings) -> Any:
@@ -212,15 +212,7 @@ def _control_value(bench: Bench, name: str, settings: RaceSettings) -> Any:
 def _save(bench: Bench, record: RaceRecord | None) -> str:
     if record is None:
         raise gr.Error("There is no run of this tab to save: press Decode first.", print_exception=False)
-    return _asked(lambda: save_trace(bench.runs, record))
-
-
-def _asked(question) -> Any:
-    """The answer, or its complaint as a sentence on the page."""
-    try:
-        return question()
-    except UserError as error:
-        raise refusal(error) from error
+    return asked(lambda: save_trace(bench.runs, record))
 
 
 def _without_trace(details: dict[str, Any]) -> dict[str, Any]:

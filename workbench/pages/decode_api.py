@@ -1,22 +1,30 @@
 """The Decode page's actions as named endpoints."""
 
+from collections.abc import Callable
+from typing import Any
+
 import gradio as gr
 
+from dflash.decoding.ways import other_ways
 from dflash.errors import UserError
 from workbench.bench import Bench
+from workbench.endpoints import computing
 from workbench.race import Race
 from workbench.race_record import exported, parse_record
 from workbench.race_settings import RaceSettings, parse_history
 from workbench.traces import open_trace, save_trace
-from workbench.turns import bench_turns
 from workbench.ways_view import compare_ways as run_ways
-from workbench.ways_view import other_ways, way_of
+from workbench.ways_view import way_of
+
+Report = Callable[[Any], None]
 
 
 def build(bench: Bench) -> None:
     """Register the endpoints in the open Blocks."""
 
+    @computing
     def decode(
+        report: Report,
         prompt: str,
         max_new_tokens: int = 128,
         block_size: int = 0,
@@ -30,18 +38,15 @@ def build(bench: Bench) -> None:
 
         `history` is a list of messages before the prompt, each with `role` and `content`.
         """
-        try:
-            said = parse_history(history)
-            race = Race(bench, RaceSettings(prompt, max_new_tokens, block_size, temperature, rule, draft, seed, said))
-            with bench_turns.ticket() as turn:
-                turn.wait()
-                for _ in race.run():
-                    pass
-        except UserError as error:
-            raise _sentence(error) from error
+        said = parse_history(history)
+        race = Race(bench, RaceSettings(prompt, max_new_tokens, block_size, temperature, rule, draft, seed, said))
+        for picture in race.run():
+            report(picture)
         return exported(race.record)
 
+    @computing
     def compare_ways(
+        report: Report,
         prompt: str,
         max_new_tokens: int = 128,
         drafts: list | None = None,
@@ -57,17 +62,12 @@ def build(bench: Bench) -> None:
         `drafts` is a list of objects with any of draft, block_size, temperature, rule and seed; left out, the default
         draft. `lookup_tokens` 0 leaves prompt lookup out; `assistant` is the small model's folder or id.
         """
-        try:
-            said = parse_history(history)
-            settings = RaceSettings(prompt, max_new_tokens, temperature=temperature, seed=seed, history=said)
-            wanted = drafts or [{"temperature": float(temperature), "seed": seed if temperature else 0}]
-            ways = [way_of({"kind": "draft", **given} if isinstance(given, dict) else given) for given in wanted]
-            ways += other_ways(float(temperature), seed, lookup_tokens, assistant)
-            with bench_turns.ticket() as turn:
-                turn.wait()
-                return run_ways(bench, settings, ways, rounds)
-        except UserError as error:
-            raise _sentence(error) from error
+        said = parse_history(history)
+        settings = RaceSettings(prompt, max_new_tokens, temperature=temperature, seed=seed, history=said)
+        wanted = drafts or [{"temperature": float(temperature), "seed": seed if temperature else 0}]
+        ways = [way_of({"kind": "draft", **given} if isinstance(given, dict) else given) for given in wanted]
+        ways += other_ways(float(temperature), seed, lookup_tokens, assistant)
+        return run_ways(bench, settings, ways, rounds, report=report)
 
     def save_trace_endpoint(trace: dict) -> dict:
         """Keep a trace that `decode` returned or the page exported; returns its id and the end of its link."""

@@ -6,14 +6,15 @@ from typing import Any
 
 import gradio as gr
 
-from dflash.decoding.ways import MAX_ROUNDS, Way
+from dflash.decoding.ways import MAX_ROUNDS, Way, other_ways
 from dflash.errors import UserError
 from workbench.bench import Bench
-from workbench.components import packed, panel, refusal
+from workbench.components import asked, packed, panel
 from workbench.machine import in_words
 from workbench.race_settings import RaceSettings, parse_history
+from workbench.sentences import sentence_of
 from workbench.turns import place_in_words
-from workbench.ways_view import added, compare_ways, draft_way, entry_of, other_ways, way_of
+from workbench.ways_view import added, compare_ways, draft_way, entry_of, way_of
 from workbench.worker import Waiting, Worker
 
 _PRIVATE = {"api_visibility": "private"}
@@ -49,15 +50,10 @@ def build(bench: Bench, controls: dict[str, gr.components.Component], history: g
     own = list(controls.values())
 
     def add_way(view: str, *values) -> str:
-        entries = _entries(view)
-        try:
-            way = draft_way(_settings(names, values, ""))
-            return _view(added(entries, way), "")
-        except UserError as error:
-            raise refusal(error) from error
+        return asked(lambda: _view(added(_entries(view), draft_way(_settings(names, values, ""))), ""))
 
     def remove_way(view: str, event: gr.EventData) -> str:
-        entries = _entries(view)
+        entries = asked(lambda: _entries(view))
         return _view([way for place, way in enumerate(entries) if place != event.place], "")
 
     def compare(view, lookup, lookup_tokens, assistant, rounds, history, talk, *values) -> Iterator[str]:
@@ -70,8 +66,8 @@ def build(bench: Bench, controls: dict[str, gr.components.Component], history: g
                 settings.temperature, settings.seed, int(lookup_tokens or 0) if lookup else 0, assistant or ""
             )
             yield from _stream(bench, settings, entries, [*chosen, *others], int(rounds or 1))
-        except UserError as error:
-            yield _view(entries, str(error), phase="error")
+        except Exception as error:  # whatever it is, a comparison that runs for ever would not say so
+            yield _view(entries, sentence_of(error), phase="error")
 
     add.click(add_way, [ways, *own], ways, **_READ)
     ways.remove(remove_way, ways, ways, **_READ)
