@@ -1,6 +1,7 @@
 """Anatomy lays out the real pipeline objects without changing them."""
 
 import json
+import tempfile
 
 import pytest
 
@@ -136,6 +137,12 @@ def test_a_file_of_nothing_useful_is_named_without_its_temporary_path(tiny_targe
     path.write_bytes(b" " * (MAX_FILE_BYTES + 1))
     with pytest.raises(UserError, match="upload-8d2f.jsonl has more than 20 MB"):
         file_rows(tiny_target, path, packing=False, length=256)
+
+
+def test_pasted_text_that_is_too_long_never_reaches_the_disk(tiny_target, monkeypatch):
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda *args, **options: pytest.fail("it was written"))
+    with pytest.raises(UserError, match="The pasted text has more than 20 MB"):
+        text_rows(tiny_target, "x" * (MAX_FILE_BYTES + 1), packing=False, length=256)
 
 
 def test_a_link_names_every_setting_and_keeps_pasted_conversations(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import signal
 
 import pytest
 from workbench_server import save_tiny_draft
@@ -110,8 +112,31 @@ def test_the_store_is_bounded_in_size_and_number(tmp_path):
     store.save("one")
     store.save("two")
     assert store.open(store.save("one")) == "one"
-    with pytest.raises(UserError, match="its limit"):
+    with pytest.raises(UserError, match="is full .2 saved files.: delete"):
         store.save("three")
+
+
+def test_all_that_is_kept_together_is_bounded_and_what_is_there_stays(tmp_path):
+    store = LinkStore(tmp_path / "kept", "trace", max_total=10)
+    kept = store.save("four")
+    with pytest.raises(UserError, match="is full .4 bytes, and no more than 10 may be kept.: delete"):
+        store.save("more ü")  # 7 bytes in UTF-8
+    assert store.open(kept) == "four"
+    store.save("sixth!")
+    assert len(list(store.folder.iterdir())) == 2
+
+
+def test_a_disk_that_cannot_take_more_is_a_sentence_and_leaves_nothing_behind(tmp_path):
+    store = LinkStore(tmp_path / "kept", "trace")
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1][1]))
+    try:
+        with pytest.raises(UserError, match="could not be kept in .*: File too large; make room there"):
+            store.save("x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[1])
+        signal.signal(signal.SIGXFSZ, before[0])
+    assert list(store.folder.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):

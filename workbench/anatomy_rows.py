@@ -77,8 +77,11 @@ def text_rows(target: TargetModel, text: str, *, packing: bool, length: int) -> 
     """Rows of pasted JSON lines. Raises as `file_rows` does."""
     if not text.strip():
         raise UserError("No conversation yet: paste one JSON line with a `messages` list, or drop a JSONL file.")
+    name = "The pasted text"
+    if len(text) > MAX_FILE_BYTES:  # before it fills the disk; `file_rows` counts bytes
+        raise _too_large(name)
     with _as_file(text) as path:
-        return file_rows(target, path, packing=packing, length=length, name="The pasted text")
+        return file_rows(target, path, packing=packing, length=length, name=name)
 
 
 def file_rows(target: TargetModel, path: Path, *, packing: bool, length: int, name: str = "") -> Rows:
@@ -89,7 +92,7 @@ def file_rows(target: TargetModel, path: Path, *, packing: bool, length: int, na
     """
     name = name or path.name
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise UserError(f"{name} has more than {MAX_FILE_BYTES >> 20} MB: give a file with fewer conversations.")
+        raise _too_large(name)
     limit = min(check_length(length), target.max_length)
     config = DataConfig(train=[str(path)], max_length=limit, packing=packing, limit=MAX_CONVERSATIONS)
     try:
@@ -101,6 +104,10 @@ def file_rows(target: TargetModel, path: Path, *, packing: bool, length: int, na
         raise UserError(f"Nothing in {name} can be learned from: line {first.line} is left out, {first.reason}.")
     rows = build_rows(loaded.rendered, max_length=length if packing else limit, packing=packing)
     return Rows(rows, loaded.rejects, len(loaded.rendered))
+
+
+def _too_large(name: str) -> UserError:
+    return UserError(f"{name} has more than {MAX_FILE_BYTES >> 20} MB: give fewer conversations.")
 
 
 @contextmanager

@@ -10,15 +10,27 @@ from dflash.files import write_atomically
 _ID = re.compile(r"[0-9a-f]{24}")
 MAX_BYTES = 8 << 20  # of one entry
 MAX_ENTRIES = 2_000
+MAX_TOTAL = 1 << 30  # bytes of all entries
 
 
 class LinkStore:
-    """Texts kept in one folder. The same text always gets the same id, so saving twice keeps one file."""
+    """Texts kept in one folder. The same text always gets the same id, so saving twice keeps one file.
 
-    def __init__(self, folder: Path, noun: str, *, max_bytes: int = MAX_BYTES, max_entries: int = MAX_ENTRIES) -> None:
-        """`noun` names an entry in complaints ("trace")."""
+    A store that is full refuses: what is there was promised to stay, since somebody may hold its link.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        noun: str,
+        *,
+        max_bytes: int = MAX_BYTES,
+        max_entries: int = MAX_ENTRIES,
+        max_total: int = MAX_TOTAL,
+    ) -> None:
+        """`noun` names an entry in complaints ("trace"); `max_bytes` is for one entry, `max_total` for all of them."""
         self.folder, self.noun = folder, noun
-        self.max_bytes, self.max_entries = max_bytes, max_entries
+        self.max_bytes, self.max_entries, self.max_total = max_bytes, max_entries, max_total
 
     def save(self, text: str) -> str:
         """Keep a text; returns its id.
@@ -36,17 +48,32 @@ class LinkStore:
         path = self.folder / f"{name}.json"
         if path.is_file():
             return name
-        if sum(1 for _ in self.folder.glob("*.json")) >= self.max_entries:
-            raise UserError(
-                f"{self.folder} holds {self.max_entries:,} saved files, which is its limit: delete some that no link "
-                "needs any more."
-            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_room(len(content))
             write_atomically(path, text)
         except OSError as error:
-            raise UserError(f"The {self.noun} could not be kept in {self.folder}: {error.strerror}.") from error
+            raise UserError(
+                f"The {self.noun} could not be kept in {self.folder}: {error.strerror}; make room there or let the "
+                "workbench write to it, then save again."
+            ) from error
         return name
+
+    def _check_room(self, more: int) -> None:
+        """
+        Raises:
+            UserError: the folder may not hold one more entry, or not `more` bytes.
+        """
+        sizes = [entry.stat().st_size for entry in self.folder.glob("*.json")]
+        if len(sizes) >= self.max_entries:
+            full = f"{self.max_entries:,} saved files"
+        elif sum(sizes) + more > self.max_total:
+            full = f"{sum(sizes):,} bytes, and no more than {self.max_total:,} may be kept"
+        else:
+            return
+        raise UserError(
+            f"{self.folder} is full ({full}): delete files there that no link needs any more, then save again."
+        )
 
     def open(self, name: str) -> str:
         """The text of an id.
