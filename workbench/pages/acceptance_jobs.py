@@ -35,19 +35,20 @@ def controls(desk: EvaluateJobs) -> dict[str, gr.components.Component]:
             tokens = gr.Number(
                 128, label="New tokens, at most", precision=0, minimum=1, min_width=90, elem_id="eval-tokens"
             )
-        with gr.Accordion("More settings", open=False, elem_id="eval-more"), gr.Row():
-            size = gr.Number(
-                0, label="Block size (0 = the draft's)", precision=0, minimum=0, min_width=90, elem_id="eval-block-size"
-            )
-            temperature = gr.Number(
-                0,
-                label="Temperature (0 = greedy)",
-                info="Sampled outputs are not compared with plain decoding.",
-                minimum=0,
-                step=0.1,
-                min_width=90,
-                elem_id="eval-temperature",
-            )
+        with gr.Accordion("More settings", open=False, elem_id="eval-more"):
+            with gr.Row():
+                size = gr.Number(
+                    0,
+                    label="Block size (0 = the draft's)",
+                    precision=0,
+                    minimum=0,
+                    min_width=90,
+                    elem_id="eval-block-size",
+                )
+                temperature = gr.Number(
+                    0, label="Temperature (0 = greedy)", minimum=0, step=0.1, min_width=90, elem_id="eval-temperature"
+                )
+            gr.HTML('<p class="df-note">Sampled outputs are not compared with plain decoding.</p>', padding=False)
         start = gr.Button("Evaluate", variant="primary", elem_id="evaluate")
     return {
         "draft": draft,
