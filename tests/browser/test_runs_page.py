@@ -153,7 +153,7 @@ def test_the_table_behind_a_chart_has_its_points(root, look):
     curves_of(page, "one")
     page.click("[data-panel=loss] summary")
     rows = page.locator("[data-panel=loss] tbody tr")
-    assert rows.count() == 20
+    until(lambda: rows.count() == 20)  # it is filled when it is opened
     assert rows.nth(1).locator("td").all_text_contents()[0] == "2"
     assert page.locator("[data-panel=loss] thead th").all_text_contents() == ["step", "training", "held out"]
 
