@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dflash.cli.main import main
+from dflash.cli.main import build_parser, main
 from dflash.model.config import DFlashConfig
 from dflash.model.draft import DFlashDraft
 
@@ -320,6 +320,14 @@ def test_evaluate_refuses_before_it_imports_torch(options, said, tmp_path):
     environment = {**os.environ, "PYTHONPATH": root}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert_one_sentence(result, *said)
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["synthesize", "--out", "out.jsonl"]], ids=lambda words: words[0])
+def test_prompt_files_are_taken_as_a_shell_lists_them_and_one_by_one(command):
+    listed = build_parser().parse_args([*command, "--prompts", "a.jsonl", "b.jsonl", "--limit", "2"])
+    mixed = build_parser().parse_args([*command, "--prompts", "a.jsonl", "--limit", "2", "--prompts", "b.jsonl"])
+    assert listed.prompts == mixed.prompts == [Path("a.jsonl"), Path("b.jsonl")]
+    assert listed.limit == mixed.limit == 2
 
 
 def test_two_sets_of_one_name_are_refused(prompt_file, tmp_path, capsys):

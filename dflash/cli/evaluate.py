@@ -32,11 +32,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--prompts",
         type=Path,
-        action="append",
+        action="extend",
+        nargs="+",
         required=True,
         metavar="FILE",
-        help="JSONL with `turns` and, where there are any, `id`, `category` and `language`; a set named after the "
-        "file; may be repeated. A prompt without a category counts under its set, one without a language under its "
+        help="JSONL with `turns` and, where there are any, `id`, `category` and `language`; each file is a set named "
+        "after it; may be repeated. A prompt without a category counts under its set, one without a language under its "
         "script",
     )
     parser.add_argument("--limit", type=whole_number(1), metavar="N", help="prompts of each file; left out, all")

@@ -30,7 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     sources.add_argument(
         "--prompts",
         type=Path,
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="FILE",
         help="JSONL with `id` (left out: file name and line), `category` and `turns`, of which the first is answered; "
