@@ -100,7 +100,8 @@ def test_a_prompt_file_is_no_training_data_and_is_sent_where_it_belongs(place):
     (place / "prompts.jsonl").write_text(json.dumps({"id": "a", "turns": ["What is 6 times 7?"]}) + "\n")
     said = refused("data", "inspect", "prompts.jsonl", cwd=place)
     assert "prompts.jsonl holds prompts" in said and "dflash evaluate --prompts prompts.jsonl" in said
-    assert "dflash synthesize --prompts prompts.jsonl" in said
+    assert "dflash synthesize --prompts prompts.jsonl --out FILE" in said
+    assert "dflash regenerate prompts.jsonl --server URL --out FILE" in said
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["synthesize", "--out", "out.jsonl"]], ids=lambda words: words[0])

@@ -34,7 +34,7 @@ def refuse_prompts(path: Path) -> None:
     if kind_of(path) == "prompts":
         raise UserError(
             f"{path} holds prompts (`turns`), which have no answers to train on: give it to `dflash evaluate --prompts "
-            f"{path}`, or have it answered with `dflash synthesize --prompts {path} --out FILE`."
+            f"{path}`, or have it answered {_answering(path)}."
         )
 
 
@@ -64,5 +64,13 @@ def refuse_data_as_config(path: Path) -> None:
     if kind == "prompts":
         raise UserError(
             f"{str(path)!r} holds JSON lines of prompts and is no config: give a YAML file or a recipe, and have the "
-            f"prompts answered with `dflash synthesize --prompts {path} --out FILE`."
+            f"prompts answered {_answering(path)}."
         )
+
+
+def _answering(path: Path) -> str:
+    """Both ways from prompts to training data."""
+    return (
+        f"with `dflash synthesize --prompts {path} --out FILE`, or by SGLang servers with `dflash regenerate {path} "
+        "--server URL --out FILE`"
+    )
