@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -114,6 +115,31 @@ def test_a_capture_that_has_nothing_to_do_says_so_without_importing_torch(config
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(subprocess.CalledProcessError):
         again()  # the cache itself finds the damage
+
+
+def test_after_a_capture_for_online_features_the_printed_command_trains(config_file, tmp_path, capsys):
+    tree = yaml.safe_load(config_file.read_text())
+    tree["features"] = {"source": "online"}
+    tree["online"] = {"num_servers": 2, "in_flight": 8}
+    config_file.write_text(yaml.safe_dump(tree))
+    with open(tmp_path / "talk.jsonl", "a") as file:  # too short for a block of four: an online run leaves it out
+        answer = [{"role": "user", "content": "go on"}, {"role": "assistant", "content": "a"}]
+        file.write(json.dumps({"id": "short", "messages": answer}) + "\n")
+    command = ["capture", str(config_file), "--out", str(tmp_path / "cache"), "online.patience=30", "run.max_steps=2"]
+    assert main(command) == 0
+    (advice,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Train from them: ")]
+    words = shlex.split(advice.removeprefix("Train from them: "))
+    assert words[0] == "dflash" and "run.max_steps=2" in words and "online.patience=30" not in words
+    here = ["--runs", str(tmp_path / "runs"), "--name", "run", "run.device=cpu", "run.batch_size=4"]
+    assert main([*words[1:], *here]) == 0
+    assert (tmp_path / "runs" / "run" / "checkpoints").is_dir()
+
+
+def test_answers_that_servers_are_to_give_later_are_not_captured(config_file, tmp_path, capsys):
+    command = ["capture", str(config_file), "--out", str(tmp_path / "cache"), "features.source=online"]
+    assert main([*command, "online.regenerate=true"]) == 2
+    assert "make them with `dflash regenerate`" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
 
 
 def test_new_conversations_are_added_to_a_cache(config_file, tiny_target, tmp_path, capsys):

@@ -89,8 +89,15 @@ def _to_stderr(text: str) -> None:
 
 
 def _train_command(args: argparse.Namespace, config: "TrainConfig", out: Path) -> str:
-    source = [] if config.features.source == "cache" else ["features.source=cache", f"features.cache={out}"]
-    return shlex.join(["dflash", "train", args.config, *args.overrides, *source])
+    """What trains from the cache: the same settings, less those that belong to another source of features."""
+    changes: dict[str, object] = {}
+    if config.features.source != "cache":
+        changes = {"features.source": "cache", "features.cache": out}
+    if config.features.source == "online":
+        changes |= {f"online.{name}": "null" for name in sorted(config.online.model_fields_set)}
+        changes["data.min_supervised"] = config.data.min_supervised  # whose default is higher online
+    kept = [override for override in args.overrides if override.partition("=")[0] not in changes]
+    return shlex.join(["dflash", "train", args.config, *kept, *(f"{key}={value}" for key, value in changes.items())])
 
 
 def _complaints(config: "TrainConfig") -> "list[Complaint]":
@@ -102,10 +109,26 @@ def _complaints(config: "TrainConfig") -> "list[Complaint]":
 
     facts = target_facts(config.target.name, config.target.revision)
     return [
+        *_of_answers(config),
         *(target_complaints(config, facts) if facts else ()),
         *target_source_complaints(config),
         *source_complaints(config),
         *start_complaints(config, facts),
+    ]
+
+
+def _of_answers(config: "TrainConfig") -> "list[Complaint]":
+    from dflash.complaints import Complaint
+
+    if config.features.source != "online" or not config.online.regenerate:
+        return []
+    return [
+        Complaint(
+            ("online.regenerate",),
+            "online.regenerate = True has servers give the answers when training begins, so that there is nothing to "
+            "capture yet: make them with `dflash regenerate` and name its file in data.train, or set "
+            "online.regenerate=false.",
+        )
     ]
 
 
