@@ -13,7 +13,7 @@ from dflash.config import dump_config, load_config, parse_config
 from dflash.errors import UserError
 from dflash.online.deployment import Deployment, trainers_of
 from dflash.online.endpoints import Endpoints
-from dflash.online.gpus import split, visible_gpus
+from dflash.online.gpus import gpus_of_server, split, visible_gpus
 from dflash.online.ports import free_port
 from dflash.online.serving import overrides_for_ranks
 from dflash.online.store_size import SMALLEST_SEGMENT, document_bytes, needed_bytes, segment_bytes
@@ -140,6 +140,19 @@ def test_without_a_number_every_gpu_that_no_server_has_trains(tree, eight_gpus):
     assert split(("a", "b", "c"), 1, 2, 1) == ([("a", "b")], ("c",))
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-1f, GPU-2e"}) == ("GPU-1f", "GPU-2e")
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == ()
+
+
+@pytest.mark.parametrize(
+    ("info", "gpus"),
+    [
+        ({"device": "cpu", "tp_size": 2}, 0),
+        ({"device": "cuda"}, 1),
+        ({"device": "cuda", "tp_size": 2, "pp_size": 3, "dp_size": 4}, 24),
+        ({"device": "cuda", "tp_size": 8, "pp_size": 1, "dp_size": 4, "enable_dp_attention": True}, 8),
+    ],
+)
+def test_a_running_servers_gpus_are_those_of_all_its_replicas(info, gpus):
+    assert gpus_of_server(info) == gpus
 
 
 def test_the_store_is_large_enough_even_with_a_server_down(tree):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU
 
@@ -27,3 +28,12 @@ def split(
     gpus = gpus if len(gpus) >= needed else tuple(map(str, range(needed)))
     serving = [gpus[number * each : (number + 1) * each] for number in range(servers)]
     return serving, gpus[servers * each : needed]
+
+
+def gpus_of_server(info: Mapping[str, Any]) -> int:
+    """How many a running SGLang server computes on, as its `server_info` tells; 0 where it runs on the CPU."""
+    if info.get("device") != "cuda":
+        return 0
+    # Attention's data parallelism divides the tensor-parallel GPUs; before 0.5.23 `dp_size` is its width then.
+    replicas = 1 if info.get("enable_dp_attention") else info.get("dp_size", 1)
+    return info.get("tp_size", 1) * info.get("pp_size", 1) * replicas

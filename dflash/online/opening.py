@@ -10,6 +10,7 @@ from dflash.online.capture_proof import require_capture, require_proof, server_i
 from dflash.online.endpoints import Endpoints
 from dflash.online.fetcher import FetchSettings, Layout
 from dflash.online.generation import new_generation, rank_prefix, run_id, run_prefix
+from dflash.online.gpus import gpus_of_server
 from dflash.online.source import OnlineFeatures
 from dflash.online.store import MooncakeStore, StoreSettings
 from dflash.online.store_errors import StoreError
@@ -113,9 +114,5 @@ def _gpus(endpoints: Endpoints) -> dict[str, int]:
     """GPUs of each server: as the launcher says, else as the server itself does; a server without any is left out."""
     if endpoints.gpus is not None:
         return dict.fromkeys(endpoints.servers, endpoints.gpus)
-    counts = {}
-    for url in endpoints.servers:
-        info = server_info(url)
-        if info.get("device") == "cuda":
-            counts[url] = info.get("tp_size", 1) * info.get("pp_size", 1)
-    return counts
+    counts = {url: gpus_of_server(server_info(url)) for url in endpoints.servers}
+    return {url: count for url, count in counts.items() if count}
