@@ -1,13 +1,19 @@
 """From a forward's rows to the answer's record, with SGLang's objects played by fakes; the real ones: tests/engines."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from waiting import until
 
+import dflash
 from dflash.errors import UserError
 from dflash.online import capture_plugin, capture_writer
 from dflash.online.capture_proof import require_proof
@@ -307,3 +313,38 @@ def test_a_server_that_cannot_capture_ends_while_it_starts(monkeypatch, argument
     with pytest.raises(error, match=words):
         capture_plugin.start(None, scheduler, SimpleNamespace(**arguments))
     assert capture_plugin._capture is None
+
+
+ORPHAN = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+from dflash.online.capture_plugin import activate
+
+def main(marks):
+    (marks / "pid").write_text(str(os.getpid()))
+    while not (marks / "go on").exists():
+        time.sleep(0.02)
+    try:
+        activate()
+    finally:
+        (marks / "ended").write_text(repr(sys.exc_info()[1]))
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("spawn").Process(target=main, args=(Path(sys.argv[1]),), daemon=True)
+    child.start()
+    child.join()
+"""
+
+
+def test_a_process_of_a_server_that_was_killed_while_it_began_does_not_stay(tmp_path):
+    script = tmp_path / "server.py"
+    script.write_text(ORPHAN)
+    paths = {"PYTHONPATH": str(Path(dflash.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **CaptureSettings("127.0.0.1:1").environment(), **paths}
+    server = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
+    until((tmp_path / "pid").exists, seconds=60)
+    server.kill()
+    server.wait()
+    (tmp_path / "go on").touch()
+    until((tmp_path / "ended").exists, seconds=60)
+    assert "the process that started this one ended first" in (tmp_path / "ended").read_text()

@@ -8,6 +8,8 @@ The hooked functions are those of SGLang 0.5.23; `patches/` brings 0.5.14 to the
 """
 
 import importlib.metadata
+import multiprocessing
+import os
 from typing import Any
 
 import torch
@@ -33,10 +35,18 @@ def activate() -> None:
     _settings = CaptureSettings.from_environment()
     if _settings is None:
         return
+    _leave_without_parent()
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     for target, hook, kind in _HOOKS:
         HookRegistry.register(target, hook, HookType(kind))
+
+
+def _leave_without_parent() -> None:
+    """SGLang has its processes killed with their parent from just before this on: it may have ended while they began."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        raise SystemExit("the process that started this one ended first")
 
 
 def settings() -> CaptureSettings | None:
