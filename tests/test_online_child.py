@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import waiting
 
 import dflash
 from dflash.online.child import Child, ChildFailed
+
+until = partial(waiting.until, seconds=10)
 
 
 def runs(pid: int) -> bool:
@@ -20,13 +23,6 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def until(condition, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_a_process_that_ends_before_it_is_ready_is_reported_with_exit_code_and_its_own_lines(tmp_path):
@@ -61,6 +57,35 @@ def test_stopping_ends_the_whole_group_even_a_member_that_ignores_sigterm(tmp_pa
     child.stop()
     until(lambda: not runs(member), seconds=2)
     assert child.returncode is not None
+
+
+def test_a_process_that_the_kernel_does_not_end_is_told_and_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("dflash.online.child._KILLED_SECONDS", 0.2)
+    child = Child("The engine", ["sleep", "60"], tmp_path / "log.txt")
+    with monkeypatch.context() as patch:
+        patch.setattr(child, "_signal", lambda number: None)  # as one that hangs in a driver takes it
+        with pytest.raises(ChildFailed, match=rf"The engine \(process {child.pid}\) was killed .* and is still there"):
+            child.stop(grace=0.1)
+    child.stop()
+    assert child.returncode is not None
+
+
+def test_the_end_of_a_log_is_short_whatever_its_lines_are(tmp_path):
+    log = tmp_path / "log.txt"
+    script = "import sys; sys.stdout.write('x' * (10 << 20) + '\\nno memory\\n' + 'y' * 5000)"
+    with Child("The engine", [sys.executable, "-c", script], log) as child:
+        until(lambda: child.returncode is not None)
+    assert log.stat().st_size > 10 << 20
+    long, said, other = child.log_tail().splitlines()
+    assert said == "no memory" and set(long) == {"x"} and set(other) == {"y"} and len(long) == len(other) == 1000
+
+
+def test_how_a_process_ended_is_told_even_when_its_log_is_gone_or_its_signal_has_no_name(tmp_path):
+    with Child("The engine", ["sh", "-c", "kill -40 $$"], tmp_path / "log.txt") as child:
+        until(lambda: child.returncode is not None)
+        (tmp_path / "log.txt").unlink()
+        with pytest.raises(ChildFailed, match=r"ended with signal 40\. (.|\n)*cannot be read: No such file"):
+            child.wait_until(lambda: False, timeout=20)
 
 
 def test_the_environment_is_what_was_given(tmp_path):

@@ -62,6 +62,29 @@ def test_a_log_is_followed_from_now_on_by_whole_lines_without_mooncakes_own(tmp_
     assert shown.getvalue() == "step 1\nstep 2\nhalf a line"
 
 
+def test_a_line_of_ten_megabytes_is_followed_without_being_read_again_and_again(tmp_path):
+    log, shown = tmp_path / "rank-0.log", io.StringIO()
+    follower = Follower(log, shown)
+    log.write_bytes(b"x" * (10 << 20) + b"\nstep 1\n")
+    follower.show()
+    assert shown.getvalue().endswith("x\nstep 1\n") and len(shown.getvalue()) == log.stat().st_size
+    with open(log, "a") as file:
+        file.write("y" * (3 << 20))  # not ended: all but the last piece of it is shown
+    follower.show()
+    assert log.stat().st_size - follower._place < 2 << 20
+
+
+def test_a_log_is_followed_on_when_nobody_reads_what_is_shown(tmp_path):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    follower = Follower(tmp_path / "rank-0.log", Gone())
+    (tmp_path / "rank-0.log").write_text("step 1\n")
+    follower.show()
+    assert follower._place == len("step 1\n")
+
+
 def test_a_log_that_is_not_there_yet_is_waited_for(tmp_path):
     shown = io.StringIO()
     follower = Follower(tmp_path / "rank-0.log", shown)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dflash.online import tether
 
-_TAIL_BYTES = 16 << 10
+_TAIL_BYTES, _LINE_CHARS = 16 << 10, 1000  # of a log's end, and of each line in it
+_KILLED_SECONDS = 30.0  # for the kernel to end what was killed; a driver may keep it for ever
 
 
 class ChildFailed(Exception):
@@ -74,19 +75,26 @@ class Child:
             raise ChildFailed(f"{self.name} ended with {describe_exit(self.returncode)}. {self.last_words()}")
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines that this process wrote."""
-        with open(self.log, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-        return "\n".join(text.splitlines()[-lines:])
+        """The last lines that this process wrote, of long ones their ends."""
+        try:
+            with open(self.log, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(self._log_start, size - _TAIL_BYTES))
+                text = file.read(_TAIL_BYTES).decode(errors="replace")
+        except OSError as error:  # removed meanwhile, say: what the process ended with must be told all the same
+            return f"(it cannot be read: {error.strerror})"
+        return "\n".join(line[-_LINE_CHARS:] for line in text.splitlines()[-lines:])
 
     def terminate(self) -> None:
         """Ask the whole process group to end, and wait for nothing: of several, each may take its time at once."""
         self._signal(signal.SIGTERM)
 
     def stop(self, grace: float = 5.0) -> None:
-        """End the whole process group: SIGTERM, after `grace` seconds SIGKILL. May be called twice."""
+        """End the whole process group: SIGTERM, after `grace` seconds SIGKILL. May be called twice.
+
+        Raises:
+            ChildFailed: the kernel does not end it, though it was killed.
+        """
         self.terminate()
         try:
             self._process.wait(grace)
@@ -94,7 +102,13 @@ class Child:
             pass
         # Always: the process may have gone and left members of its group behind.
         self._signal(signal.SIGKILL)
-        self._process.wait()
+        try:
+            self._process.wait(_KILLED_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ChildFailed(
+                f"{self.name} (process {self.pid}) was killed {_KILLED_SECONDS:g} s ago and is still there, held by a "
+                "driver or a disk: look at it with ps, and restart the machine where it stays."
+            ) from error
 
     def __enter__(self) -> "Child":
         return self
@@ -115,4 +129,7 @@ class Child:
 
 def describe_exit(returncode: int) -> str:
     """An exit status in words, such as "exit code 1" or "signal SIGKILL"."""
-    return f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"exit code {returncode}"
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    named = -returncode in list(signal.Signals)  # real-time signals have no names
+    return f"signal {signal.Signals(-returncode).name if named else -returncode}"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,10 +116,11 @@ class Engines:
         running = [server.process for server in self._servers if server.process is not None]
         for process in running:
             process.child.terminate()
-        for process in running:
-            process.stop(_STOP_SECONDS)
-        if self.master is not None:
-            self.master.stop()
+        with ExitStack() as stops:  # whatever becomes of one, the others are ended, too; the master last
+            if self.master is not None:
+                stops.callback(self.master.stop)
+            for process in running:
+                stops.callback(process.stop, _STOP_SECONDS)
 
     def __enter__(self) -> "Engines":
         return self

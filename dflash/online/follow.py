@@ -4,12 +4,15 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 # Lines of Mooncake's own logger, which cannot be told to be silent. What matters in them is raised as an error as well.
 _MOONCAKE = re.compile(rb"^(WARNING: Logging before InitGoogleLogging|[IWE]\d{4} \d\d:\d\d:).*\n", re.MULTILINE)
+
+
+_PIECE = 1 << 20  # bytes read at a time; a longer line is copied in pieces
 
 
 class Follower:
@@ -23,15 +26,21 @@ class Follower:
         """Copy the lines that came since the last time; `rest` with one that was not ended."""
         try:
             with open(self._path, "rb") as file:
-                file.seek(self._place)
-                new = file.read()
+                while new := self._next(file, rest):
+                    self._place += len(new)
+                    with suppress(OSError):  # whoever read it is gone; the file has it
+                        self._to.write(_MOONCAKE.sub(b"", new).decode(errors="replace"))
+                        self._to.flush()
         except FileNotFoundError:
             return  # nothing was written yet
-        end = len(new) if rest else new.rfind(b"\n") + 1
-        if end:
-            self._place += end
-            self._to.write(_MOONCAKE.sub(b"", new[:end]).decode(errors="replace"))
-            self._to.flush()
+
+    def _next(self, file: BinaryIO, rest: bool) -> bytes:
+        """What is to be copied next; empty where nothing is yet."""
+        file.seek(self._place)
+        new = file.read(_PIECE)
+        if end := new.rfind(b"\n") + 1:
+            return new[:end]
+        return new if rest or len(new) == _PIECE else b""
 
 
 @contextmanager
