@@ -36,6 +36,25 @@ def test_the_cells_are_walked_with_the_keyboard_and_each_says_why(visit):
     assert words(page, 0).startswith("Slot 0 of block 4")
 
 
+def test_the_tokens_are_walked_with_the_keyboard_and_each_says_what_its_tooltip_says(visit):
+    page = ready(visit("anatomy"))
+    page.locator(".df-strip").focus()
+    for key, place in (("ArrowRight", 0), ("ArrowRight", 1), ("End", -1), ("ArrowRight", -1), ("Home", 0)):
+        page.keyboard.press(key)
+        token = page.locator(".df-strip .df-cell").nth(place)
+        assert page.text_content(".df-token-words") == token.get_attribute("title")
+    anchor = page.locator(".df-strip .df-cell.anchor").nth(2)
+    place = "anchor => [...document.querySelectorAll('.df-strip .df-cell')].indexOf(anchor)"
+    for _ in range(anchor.evaluate(place)):
+        page.keyboard.press("ArrowRight")
+    assert "anchor of block 2" in page.text_content(".df-token-words")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('.df-block-name').textContent.startsWith('block 2 ')")
+    assert anchor.get_attribute("aria-pressed") == "true"
+    page.keyboard.press("ArrowRight")  # goes on from the anchor
+    assert page.locator(".df-strip .df-cell.here").get_attribute("title") != anchor.get_attribute("title")
+
+
 def test_hovering_a_cell_writes_its_sentence_below_too(visit):
     page = ready(visit("anatomy"))
     page.locator("#cells .nsewdrag").hover(position={"x": 20, "y": 20})

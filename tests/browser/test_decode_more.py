@@ -139,6 +139,55 @@ def test_ways_are_added_measured_side_by_side_and_exported(visit, tmp_path):
     page.wait_for_function("document.querySelectorAll('.df-entry').length === 1")
 
 
+def test_whoever_removes_a_way_by_keyboard_stays_in_the_list(visit):
+    page = visit().page
+    for size, count in (("2", 1), ("3", 2)):
+        page.fill("#block_size input[type=number]", size)
+        page.locator("#block_size input[type=number]").blur()
+        page.click("#add_way")
+        page.wait_for_function("count => document.querySelectorAll('.df-entry').length === count", arg=count)
+    page.focus(".df-entry >> nth=0 >> .df-remove")
+    for left, focused in ((1, ".df-entry:first-child .df-remove"), (0, "#add_way")):
+        page.keyboard.press("Enter")
+        page.wait_for_function("count => document.querySelectorAll('.df-entry').length === count", arg=left)
+        assert page.evaluate("wanted => document.activeElement === document.querySelector(wanted)", focused)
+
+
+def test_the_trace_of_a_later_turn_is_stepped_through_by_keyboard_and_spoken(visit):
+    tab = visit()
+    page = tab.page
+    few_tokens(page)
+    page.check("#talk input")
+    converse(tab, "First question.")
+    converse(tab, "Second question.")
+    page.focus(".df-row")
+    page.keyboard.press("ArrowDown")
+    chosen = page.locator('.df-row[aria-selected="true"]')
+    assert chosen.get_attribute("data-step") == "2" == page.evaluate("document.activeElement.dataset.step")
+    rejected = chosen.locator(".df-chip.rej").count()
+    spoken = chosen.get_attribute("aria-label")
+    assert spoken.startswith("step 2: ") and ("rejected" in spoken) == (rejected > 0)
+
+
+def test_memory_that_runs_out_is_said_in_the_lanes_and_in_the_comparison(visit, monkeypatch):
+    tab = visit()
+    page = tab.page
+    few_tokens(page, 8)
+    tab.decode("Warm up.")
+
+    def out_of_memory(*args, **options):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TargetModel, "forward", out_of_memory)
+        tab.decode("Too much.")
+        assert "ran out of memory" in page.text_content(".df-race .df-status")
+        page.click("#compare")
+        page.wait_for_selector(".df-ways[data-phase=error]")
+        assert "ran out of memory" in page.text_content(".df-ways .df-status")
+    assert "identical" in tab.decode("And now this.").page.text_content(".df-badge")
+
+
 def test_a_small_draft_that_cannot_be_used_is_answered_with_a_sentence(visit):
     page = visit().page
     page.fill("#assistant textarea, #assistant input", "/no/such/model")
@@ -177,12 +226,18 @@ def test_a_stopped_decoding_leaves_the_engine_within_a_step(visit, monkeypatch):
     assert time.monotonic() - began < 20 * PATIENCE
 
 
+def long_comparison(visit, under_way: str):
+    """A tab that compares for a long time, as soon as it shows what `under_way` selects."""
+    tab = visit()
+    few_tokens(tab.page, 320)
+    tab.page.fill("#rounds input", "9")
+    tab.page.click("#compare")
+    tab.page.wait_for_selector(under_way)
+    return tab
+
+
 def test_a_stopped_comparison_lets_the_next_visitor_in(visit):
-    first = visit()
-    few_tokens(first.page, 320)
-    first.page.fill("#rounds input", "9")
-    first.page.click("#compare")
-    first.page.wait_for_selector(".df-ways tbody tr")
+    first = long_comparison(visit, ".df-ways tbody tr")
     first.page.click("#stop_compare")
     first.page.wait_for_selector(".df-ways[data-phase=stopped]")
     second = visit()
@@ -191,11 +246,7 @@ def test_a_stopped_comparison_lets_the_next_visitor_in(visit):
 
 
 def test_whoever_waits_is_told_the_place_in_the_queue(visit):
-    first = visit()
-    few_tokens(first.page, 320)
-    first.page.fill("#rounds input", "9")
-    first.page.click("#compare")
-    first.page.wait_for_selector(".df-ways[data-phase=running]")
+    first = long_comparison(visit, ".df-ways[data-phase=running]")
     second = visit()
     few_tokens(second.page, 8)
     second.page.click("#decode")

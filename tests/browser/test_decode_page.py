@@ -101,21 +101,6 @@ def test_replay_ends_where_the_run_ended(visit):
     assert page.text_content(".df-lane[data-lane=draft] .df-text") == whole
 
 
-def test_stop_ends_a_run_and_the_next_one_starts_at_once(visit):
-    tab = visit("?prompt=Warm+up&max_new_tokens=8")
-    tab.wait_for_phase("done")
-    page = tab.page
-    page.fill("#max_new_tokens input[type=number]", "448")
-    page.fill("#prompt textarea", "Go on and on.")
-    page.click("#decode")
-    tab.wait_for_phase("target", "draft")
-    page.click("#stop")
-    tab.wait_for_phase("stopped")
-    page.fill("#max_new_tokens input[type=number]", "16")
-    tab.decode("And now this.")
-    assert page.text_content(".df-quote") == "And now this."
-
-
 def test_a_closed_tab_leaves_the_engine_to_the_next_visitor(visit):
     first = visit()
     first.page.fill("#max_new_tokens input[type=number]", "256")

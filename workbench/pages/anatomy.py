@@ -98,9 +98,8 @@ def _wire(
         query = dict(request.query_params)
         if not set(query) & {*DEFAULTS.names(), "input"}:
             return [gr.skip()] * (len(controls) + 1)
-        asked = asked(lambda: AnatomyQuery.from_query(query, bench.runs))
-        own = asked.conversation == OWN
-        return [*_updates(controls, asked), gr.update(visible=own)]
+        linked = asked(lambda: AnatomyQuery.from_query(query, bench.runs))
+        return [*_updates(controls, linked), gr.update(visible=linked.conversation == OWN)]
 
     heavy = [component for name, component in controls.items() if name not in ("block", "tile", "line")]
     changed = [component.input for component in heavy] + [controls["line"].submit, controls["line"].blur, drop.upload]
@@ -195,10 +194,10 @@ def _controls() -> tuple[dict[str, gr.components.Component], dict[str, gr.Button
     return controls, {"resample": resample, "scale": scale}, drop
 
 
-def _updates(controls: dict[str, gr.components.Component], asked: AnatomyQuery) -> list[Any]:
-    values = [getattr(asked, name) for name in controls]
+def _updates(controls: dict[str, gr.components.Component], linked: AnatomyQuery) -> list[Any]:
+    values = [getattr(linked, name) for name in controls]
     place = list(controls).index("line")
-    values[place] = gr.update(value=values[place], visible=asked.conversation == OWN)
+    values[place] = gr.update(value=values[place], visible=linked.conversation == OWN)
     return values
 
 

@@ -1,6 +1,18 @@
 // The conversation as tokens and the slots of the chosen block.
 const { make, visible } = window.dflash;
 const find = (selector) => element.querySelector(selector);
+const box = find(".df-strip");
+
+// What a token's tooltip tells the pointer, written and spoken below the strip.
+function tell(token) {
+  box.querySelector(".here")?.classList.remove("here");
+  token.classList.add("here");
+  find(".df-token-words").textContent = token.title;
+  // Scrolls the strip only, never the page.
+  const top = token.offsetTop - box.offsetTop;
+  if (top < box.scrollTop) box.scrollTop = top;
+  if (top + token.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = top + token.offsetHeight - box.clientHeight;
+}
 
 function strip(view) {
   const begins = new Map(view.starts.map((start, number) => [start, view.documents[number]]));
@@ -10,7 +22,7 @@ function strip(view) {
     const inside = view.span && position >= view.span[0] && position < view.span[1] ? " inblock" : "";
     const starts = token.anchor !== null;
     const node = make(starts ? "button" : "span", "df-cell" + taught + inside + (starts ? " anchor" : ""), visible(token.text));
-    node.title = `token ${position}: ${token.taught ? "carries loss" : "context only"}` + (starts ? `, anchor of block ${token.anchor}` : "");
+    node.title = `token ${position} (${visible(token.text)}): ${token.taught ? "carries loss" : "context only"}` + (starts ? `, anchor of block ${token.anchor}` : "");
     if (starts) {
       node.type = "button";
       node.setAttribute("aria-label", `block ${token.anchor} starts at token ${position}, ${token.text}`);
@@ -20,7 +32,6 @@ function strip(view) {
     // Spaces are drawn as dots, so the places where a line may break have to be said.
     return [border, token.text.startsWith(" ") ? make("wbr") : null, node, token.text.includes("\n") ? make("br") : null];
   });
-  const box = find(".df-strip");
   const scrolled = box.scrollTop;
   const held = box.contains(document.activeElement);
   box.replaceChildren(...tokens.flat().filter(Boolean));
@@ -64,6 +75,18 @@ function draw() {
   strip(view);
   slots(view);
 }
+box.addEventListener("keydown", (event) => {
+  const tokens = [...box.querySelectorAll(".df-cell")];
+  const inside = document.activeElement.closest(".df-cell"); // an anchor that was reached with Tab
+  const here = tokens.indexOf(inside || box.querySelector(".here"));
+  const next = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: tokens.length - 1 }[event.key];
+  if (event.key === "Enter" && !inside) tokens[here]?.click();
+  if (next === undefined) return;
+  event.preventDefault();
+  if (inside) box.focus({ preventScroll: true });
+  tell(tokens[Math.max(0, Math.min(tokens.length - 1, next))]);
+});
+box.addEventListener("focusin", (event) => { if (event.target !== box) tell(event.target); });
 find(".df-copy").addEventListener("click", () => trigger("link"));
 window.addEventListener("dflash:anatomy-link", (event) => {
   window.dflash.handOver(window.location.origin + window.location.pathname + "?" + event.detail, find(".df-copy"));

@@ -27,8 +27,9 @@ function row(step) {
   const own = chip(step.correction, "own", step.accepted < step.proposed.length ? "the target's correction" : "bonus token");
   // The correction stands where the first rejected guess stood.
   chips.insertBefore(own, chips.children[step.accepted] || null);
+  const left = step.proposed.slice(step.accepted);
   const spoken = `step ${step.index}: ${step.accepted} of ${step.proposed.length} guesses kept, ` +
-    `emits ${step.emitted.join("")}`;
+    `emits ${step.emitted.join("")}` + (left.length ? `, rejected ${left.join("") || "parts of a character"}` : "");
   node.setAttribute("aria-label", spoken);
   node.append(make("span", "df-index", String(step.index)), chips,
     make("span", "df-kept", `${step.accepted}/${step.proposed.length}`),

@@ -40,11 +40,16 @@ function draw() {
   view = JSON.parse(props.value);
   element.firstElementChild.dataset.phase = view.phase;
   const list = find(".df-list");
+  const held = [...list.querySelectorAll("button")].indexOf(document.activeElement); // whoever removes one goes on there
   list.replaceChildren(...view.entries.map(chip));
   if (!view.entries.length) {
     const note = make("span", "df-note", "No settings in the list yet: press “Add these settings”.");
     note.setAttribute("role", "listitem"); // a list without items is no list to a screen reader
     list.append(note);
+  }
+  if (held >= 0) {
+    const left = list.querySelectorAll("button");
+    (left[Math.min(held, left.length - 1)] || document.querySelector("#add_way")).focus();
   }
   const most = Math.max(...view.rows.map((row) => row.speedup || 0), 1);
   find("tbody").replaceChildren(...view.rows.map((row) => line(row, most)));
