@@ -1,13 +1,14 @@
 """`dflash train` with features.source: online on one machine: the store, the servers and the ranks, all supervised.
 
 The order is: lock the run, start the master and join the store, start the servers, wait until each has proved that it
-captures what the run needs, start torchrun, watch everything, and end it in the reverse order.
+captures what the run needs, start torchrun, watch everything, and end it in the reverse order. The launcher holds the
+run folder for all of that time; the ranks, which end with it, take no lock of their own.
 """
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,12 @@ class Launcher:
         """
         if self._launch.resume:
             self._run.check_is_run()
-        with self._stops, ExitStack() as lock:
-            lock.enter_context(self._run.locked())  # before anything is written: it may be another process's run
+        with self._stops, self._run.locked():  # before anything is written: it may be another process's run
             try:
                 self._logs.mkdir(exist_ok=True)
                 self._run.forget_failure()
                 with self._start_engines() as store:
                     if self._engines.all_ready:
-                        lock.close()  # the ranks take it themselves
                         return self._train(store)
                 self._set_status("stopped")
                 return None
@@ -86,8 +85,10 @@ class Launcher:
                     self._set_status("failed", reason=str(error))
                 raise
             finally:
-                self._trainers.stop()
-                self._engines.stop()
+                try:
+                    self._trainers.stop()
+                finally:
+                    self._engines.stop()
 
     def _start_engines(self) -> MooncakeStore:
         """Start store and servers, and wait for them, or until somebody asks to stop; gives a client of the store."""
@@ -140,7 +141,7 @@ class Launcher:
         if self._status().get("state") in ("finished", "stopped"):
             return True
         reason, what = self._failure(), self._trainers.what_ended()
-        if self._asked and not reason:  # signalled before they could save anything
+        if self._asked > 1 or (self._asked and not reason):  # ended at once, or before they could save anything
             self._set_status("stopped")
             return True
         if self._asked or not self._restarts_left or reason.startswith(UserError.__name__):
@@ -162,13 +163,16 @@ class Launcher:
         return status.get("reason", "") if status.get("state") == "failed" else self._run.failure()
 
     def _heed_signals(self) -> None:
-        """The first signal asks the ranks to stop, the second one ends everything."""
-        if self._stops.count > 1:
-            raise PartFailed("Ended at once, since that was asked for twice: the last checkpoint is kept.")
-        if self._stops.count > self._asked:
-            self._asked = self._stops.count
+        """The first signal asks the ranks to stop, the second one ends them where they are."""
+        if self._stops.count == self._asked:
+            return
+        self._asked = self._stops.count
+        if self._asked == 1:
             self._say("Asked to stop: a checkpoint is saved behind the step that is under way.")
             self._trainers.ask_to_stop()
+        else:
+            self._say("Ended at once, since that was asked for twice: the last checkpoint is kept.")
+            self._trainers.stop()
 
     def _let_ranks_save(self, follower: Follower) -> None:
         """Another part is gone: ranks that still get features may end their step and save."""
@@ -212,6 +216,8 @@ class Launcher:
 
     def _say(self, text: str) -> None:
         progress_line("")
-        self._tell(text)
-        with open(self._logs / "launcher.log", "a", encoding="utf-8") as log:
+        with suppress(OSError):  # the terminal is gone: that asks to stop (SIGHUP), and is no failure
+            self._tell(text)
+        # A full disk ends the run by what it needs to write; its reason must not give way to this line's.
+        with suppress(OSError), open(self._logs / "launcher.log", "a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

@@ -20,6 +20,7 @@ from dflash.features.prefetch import Prefetcher
 from dflash.features.source import looking_ahead, open_source, prefetch_depth
 from dflash.objectives.candidates import candidate_sampler
 from dflash.objectives.cross_entropy import BlockStatistics
+from dflash.online.rank import is_launched
 from dflash.target import TargetModel
 from dflash.training.checkpoint import CheckpointStore, Contents, TrainerState
 from dflash.training.draft_start import resumed_draft, start_draft, with_shape
@@ -80,7 +81,8 @@ def _opened(config: TrainConfig, run: RunFolder, resume: bool, world: World) -> 
         def open_it() -> Path:
             if resume:
                 run.check_is_run()
-            stack.enter_context(run.locked())
+            if not is_launched():  # else the launcher holds it, from before the servers start to the end
+                stack.enter_context(run.locked())
             opened = RunFolder.resume if resume else RunFolder.create
             opened(run.path, config).forget_failure()
             return run.path

@@ -72,8 +72,12 @@ class Launched:
         *arguments: str,
         step_seconds: float = 0.0,
         variables: dict[str, str] | None = None,
+        stderr: int = subprocess.STDOUT,
     ) -> None:
-        """`arguments` replace those that begin a new run in folder/runs/run; a step takes `step_seconds` at least."""
+        """`arguments` replace those that begin a new run in folder/runs/run; a step takes `step_seconds` at least.
+
+        `stderr`: a file descriptor, for which that stream is lacking in `said`.
+        """
         self.folder, self.run = folder, folder / "runs" / "run"
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump(tree))
@@ -98,7 +102,7 @@ class Launched:
                 [sys.executable, "-m", "recording_dflash", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=stderr,
                 env=environment,
                 start_new_session=True,
             )

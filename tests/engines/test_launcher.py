@@ -8,7 +8,9 @@ import time
 import pytest
 from launched import Launched, alive, command_of, descendants, in_process, online_tree
 
+from dflash.errors import UserError
 from dflash.online.store import usage
+from dflash.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -16,8 +18,8 @@ def launch(tiny_target_folder, stand_in, tmp_path):
     """Starts runs, made of what `launch.tree` gives. Whatever is still there at the end is killed."""
     started = []
 
-    def start(tree: dict, *arguments: str, step_seconds: float = 0.0) -> Launched:
-        started.append(Launched(tree, tmp_path, *arguments, step_seconds=step_seconds))
+    def start(tree: dict, *arguments: str, **options) -> Launched:
+        started.append(Launched(tree, tmp_path, *arguments, **options))
         return started[-1]
 
     def tree(**settings) -> dict:
@@ -73,6 +75,60 @@ def test_sigterm_ends_everything_with_a_checkpoint_and_resume_goes_on_in_the_sam
     assert again.losses() == pytest.approx(losses, rel=2e-3)
     trained = again.trained()
     assert sorted(trained) == sorted(order) and all(sorted(trained[step]) == sorted(order[step]) for step in order)
+
+
+def test_a_second_ctrl_c_ends_everything_at_once_and_the_run_counts_as_stopped(launch):
+    run = launch(launch.tree(), step_seconds=5.0)
+    run.until_step(2)
+    everything = descendants(run.pid)
+    os.kill(run.pid, signal.SIGINT)
+    run.until(lambda: "Asked to stop" in run.said)
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait() == 130, run.said
+    assert "Ended at once, since that was asked for twice" in run.said
+    assert run.status()["state"] == "stopped" and "reason" not in run.status()
+    assert not [pid for pid in everything if alive(pid)]
+
+
+def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(launch):
+    ours, theirs = os.pipe()
+    run = launch(launch.tree(), step_seconds=0.2, stderr=theirs)
+    os.close(theirs)
+    run.until_step(3)
+    everything = descendants(run.pid)
+    os.close(ours)
+    os.kill(run.pid, signal.SIGHUP)
+    run.wait()
+    status = run.status()
+    assert status["state"] == "stopped", status
+    assert (run.run / "checkpoints" / f"step_{status['step']:07d}").is_dir() and status["step"] >= 3
+    assert not [pid for pid in everything if alive(pid)]
+
+
+def test_from_the_first_process_to_the_last_nobody_else_can_take_the_run_folder(launch):
+    run = launch(launch.tree(steps=6))
+    run.until((run.run / "status.json").exists)  # the first that a launcher writes
+    while not run.metrics():
+        with pytest.raises(UserError, match="is being trained by another process"), RunFolder(run.run).locked():
+            pass
+        assert run.process.poll() is None, run.said
+        time.sleep(0.02)
+    assert run.wait() == 0, run.said
+    with RunFolder(run.run).locked():
+        pass
+
+
+def test_what_ended_a_run_is_told_even_when_the_launchers_own_log_cannot_be_written(launch):
+    tree = launch.tree()
+    run = launch(tree, step_seconds=0.2)
+    run.until_step(2)
+    (run.run / "logs" / "launcher.log").unlink()
+    (run.run / "logs" / "launcher.log").mkdir()
+    os.kill(the(run, f"--port={tree['online']['port']}"), signal.SIGKILL)
+    assert run.wait() == 1
+    reason = f"SGLang server http://127.0.0.1:{tree['online']['port']} ended with signal SIGKILL"
+    assert reason in run.said and reason in run.status()["reason"]
+    assert "The store holds 0 object(s) at the end" in run.said
 
 
 def test_a_launcher_that_is_killed_takes_everything_with_it(launch):
