@@ -20,19 +20,19 @@ from workbench.process import ProcessId
 
 until = partial(waiting.until, seconds=60.0)
 
-SLEEP = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+SLEEP = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)"]
 SAVES = [
     sys.executable,
     "-c",
     "import signal, sys, time\n"
     "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(130)))\n"
     "print('begun', flush=True)\n"
-    "time.sleep(60)",
+    "time.sleep(600)",
 ]
 DEAF = [
     sys.executable,
     "-c",
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('begun', flush=True); time.sleep(60)",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('begun', flush=True); time.sleep(600)",
 ]
 
 
@@ -113,7 +113,7 @@ def test_nothing_of_a_job_is_left_behind_even_in_sessions_of_its_own(jobs, tmp_p
         f"open({str(note)!r}, 'w').write(str(child.pid))\n"
         "print('begun', flush=True)\n"
     )
-    jobs.start([sys.executable, "-c", source + "time.sleep(60)"], kind="train", name="stopped")
+    jobs.start([sys.executable, "-c", source + "time.sleep(600)"], kind="train", name="stopped")
     begun(jobs, "stopped")
     child = ProcessId.of(int(note.read_text()))
     jobs.stop("stopped", grace=0.3)
@@ -142,7 +142,7 @@ def test_without_a_keeper_too_a_launcher_ends_its_parts_itself_and_what_it_leave
         "    parts[0].terminate(); parts[0].wait(); print('brought down'); sys.exit(130)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
         f"open({str(note)!r}, 'w').write(' '.join(str(part.pid) for part in parts))\n"
-        "time.sleep(60)"
+        "time.sleep(600)"
     )
     job = jobs.start([sys.executable, "-c", source], kind="train", name="a")
     until(lambda: jobs.get("a").log_tail().count("begun") == 2 and note.exists())
@@ -165,7 +165,7 @@ def test_orphans_of_a_job_that_goes_on_do_not_stay_as_zombies(jobs):
         "for _ in range(3):\n"
         "    subprocess.run([sys.executable, '-c', 'import subprocess; subprocess.Popen([\"sleep\", \"0.2\"])'])\n"
         "print('begun', flush=True)\n"
-        "time.sleep(60)"
+        "time.sleep(600)"
     )
     job = jobs.start([sys.executable, "-c", source], kind="train", name="a")
     begun(jobs, "a")
@@ -208,7 +208,7 @@ def test_of_two_workbenches_only_one_starts_a_job(jobs, tmp_path):
         "from dflash.errors import UserError\n"
         "from workbench.jobs import Jobs\n"
         "try:\n"
-        "    command = [sys.executable, '-c', 'print(1); import time; time.sleep(60)']\n"
+        "    command = [sys.executable, '-c', 'print(1); import time; time.sleep(600)']\n"
         "    Jobs(sys.argv[1]).start(command, kind='train', name='a')\n"
         "    print('started')\n"
         "except UserError as error:\n"
