@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import waiting
@@ -23,6 +25,7 @@ from dflash.online.processes import ask_to_stop, children
 from dflash.online.rank import is_launched, rank_log
 from dflash.online.stop_requests import StopRequests
 from dflash.online.tokenizer_proof import require_same_tokenizer
+from dflash.online.trainers import Trainers
 
 until = partial(waiting.until, seconds=30)
 
@@ -92,6 +95,28 @@ def test_a_log_that_is_not_there_yet_is_waited_for(tmp_path):
     (tmp_path / "rank-0.log").write_text("step 1\n")
     follower.show()
     assert shown.getvalue() == "step 1\n"
+
+
+def test_ranks_that_start_after_the_request_are_asked_to_stop_as_well_and_each_once(tmp_path, monkeypatch):
+    rank = "trap 'echo asked' TERM; touch ready; while [ ! -e go ]; do sleep 0.05; done; exit 7"
+    torchrun = ["sh", "-c", 'cd "$1"; while [ ! -e start ]; do sleep 0.05; done; sh -c "$0" & wait $!', rank]
+    monkeypatch.setattr("dflash.online.trainers.trainer_command", lambda ranks, arguments: [*torchrun, str(tmp_path)])
+    nowhere = SimpleNamespace(environment=dict)
+    trainers = Trainers(SimpleNamespace(ranks=1, endpoints=nowhere, trainer_gpus=()), tmp_path)
+    trainers.start([])
+    try:
+        trainers.ask_to_stop()  # as yet there is none
+        (tmp_path / "start").touch()
+        until((tmp_path / "ready").exists)
+        for _ in range(3):
+            trainers.ask_to_stop()
+            time.sleep(0.2)
+        (tmp_path / "go").touch()
+        until(lambda: trainers.returncode is not None)
+    finally:
+        trainers.stop()
+    assert trainers.returncode == 7
+    assert (tmp_path / "torchrun.log").read_text() == "asked\n"
 
 
 def test_what_a_library_writes_to_stderr_goes_to_the_log_and_what_follows_does_not(tmp_path, capfd):

@@ -164,23 +164,23 @@ class Launcher:
 
     def _heed_signals(self) -> None:
         """The first signal asks the ranks to stop, the second one ends them where they are."""
-        if self._stops.count == self._asked:
-            return
-        self._asked = self._stops.count
-        if self._asked == 1:
-            self._say("Asked to stop: a checkpoint is saved behind the step that is under way.")
+        if self._stops.count > self._asked:
+            self._asked = self._stops.count
+            if self._asked == 1:
+                self._say("Asked to stop: a checkpoint is saved behind the step that is under way.")
+            else:
+                self._say("Ended at once, since that was asked for twice: the last checkpoint is kept.")
+                self._trainers.stop()
+        if self._asked:
             self._trainers.ask_to_stop()
-        else:
-            self._say("Ended at once, since that was asked for twice: the last checkpoint is kept.")
-            self._trainers.stop()
 
     def _let_ranks_save(self, follower: Follower) -> None:
         """Another part is gone: ranks that still get features may end their step and save."""
         if self._stops.count <= 1:
             wait = _FINISH_SECONDS if self._engines.can_serve else _HOPELESS_SECONDS
             deadline = time.monotonic() + wait
-            self._trainers.ask_to_stop()
             while self._trainers.returncode is None and self._stops.count <= 1 and time.monotonic() < deadline:
+                self._trainers.ask_to_stop()
                 follower.show()
                 time.sleep(_TICK_SECONDS)
         self._trainers.stop()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -20,7 +21,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def ask_to_stop(pids: list[int]) -> None:
+def ask_to_stop(pids: Iterable[int]) -> None:
     """SIGTERM to each that still runs."""
     for pid in pids:
         try:

@@ -21,6 +21,7 @@ class Trainers:
     def __init__(self, deployment: Deployment, logs: Path) -> None:
         self._deployment, self._logs = deployment, logs
         self.child: Child | None = None
+        self._asked: set[int] = set()  # ranks that were asked to stop
 
     @property
     def returncode(self) -> int | None:
@@ -43,9 +44,14 @@ class Trainers:
         self.child = Child("torchrun", command, self._logs / "torchrun.log", environment)
 
     def ask_to_stop(self) -> None:
-        """Have the ranks end behind the step they are at, with a checkpoint; torchrun would not wait for that."""
+        """Have the ranks end behind the step they are at, with a checkpoint; torchrun would not wait for that.
+
+        To be called until they have ended: each is asked once, also those that torchrun has yet to start.
+        """
         if self.returncode is None and self.child is not None:
-            ask_to_stop(children(self.child.pid))
+            ranks = set(children(self.child.pid)) - self._asked
+            ask_to_stop(ranks)
+            self._asked |= ranks
 
     def stop(self) -> None:
         """End them now. May be called twice."""

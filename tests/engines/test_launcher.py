@@ -90,6 +90,16 @@ def test_a_second_ctrl_c_ends_everything_at_once_and_the_run_counts_as_stopped(l
     assert not [pid for pid in everything if alive(pid)]
 
 
+def test_a_run_that_is_stopped_while_its_ranks_start_does_not_train(launch):
+    run = launch(launch.tree())
+    run.until(lambda: "Training on 2 rank(s)" in run.said)
+    everything = descendants(run.pid)
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait() == 130, run.said
+    assert run.status()["state"] == "stopped" and not run.metrics()
+    assert not [pid for pid in everything if alive(pid)]
+
+
 def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(launch):
     ours, theirs = os.pipe()
     run = launch(launch.tree(), step_seconds=0.2, stderr=theirs)
