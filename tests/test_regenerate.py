@@ -322,6 +322,15 @@ def test_in_a_notebook_whose_thread_runs_a_loop_the_file_is_the_same(launch, mak
         in_a_running_loop(lambda: make(data, launch(lambda *_: "not found"), out=tmp_path / "other.jsonl"))
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, even where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_cell_of_a_notebook_keeps_what_was_done_and_leaves_no_thread(launch, make, tmp_path):
     def interrupting(number, request):
         if number == 3:

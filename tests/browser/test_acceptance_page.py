@@ -72,13 +72,14 @@ _FIGURES = ("survival", "groups", "places", "entropy", "distribution", "whatif",
 
 
 def test_a_link_opens_cold_with_result_comparison_and_grouping(visit):
-    page = shown(visit, "?result=run-1/step_1&with=newest&by=language&gamma=2").page
+    tab = shown(visit, "?result=run-1/step_1&with=newest&by=language&gamma=2")
+    page = tab.page
     assert "run-1/step_1" in page.inner_text(".df-accept")
     page.wait_for_selector("#pairs .js-plotly-plot")
     assert f"Over {len(PROMPTS)} shared prompts" in page.inner_text("#compared")
     page.wait_for_function("document.querySelector('#groups').textContent.includes('German')")
     address = page.url
-    page.reload()
+    tab.reload()
     page.wait_for_selector("#pairs .js-plotly-plot")
     page.wait_for_function("address => location.href === address", arg=address)
 

@@ -38,10 +38,11 @@ def test_pages_are_reached_by_their_links(visit):
 
 
 def test_the_chosen_colours_survive_a_reload(visit):
-    page = visit(scheme="light").page
+    tab = visit(scheme="light")
+    page = tab.page
     page.click(".df-theme")
     assert "dark" in page.get_attribute("body", "class")
-    page.reload()
+    tab.reload()
     page.wait_for_function("document.body.classList.contains('dark')")
 
 
