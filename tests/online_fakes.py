@@ -75,6 +75,11 @@ class FakeStore:
         with self._lock:
             return Usage(sum(tensor.nbytes for tensor in self.objects.values()), 1 << 20, len(self.objects))
 
+    def keys(self) -> list[str]:
+        self._require_master()
+        with self._lock:
+            return list(self.objects)
+
     def close(self) -> None:
         self.closed = True
 

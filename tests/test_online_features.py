@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ from dflash.features.source import looking_ahead
 from dflash.online import fetcher
 from dflash.online.fetcher import FetchSettings, Layout
 from dflash.online.source import OnlineFeatures
-from dflash.online.store import key_prefix
-from dflash.online.store_errors import StoreError
+from dflash.online.store import key_prefix, usage
+from dflash.online.store_errors import MasterDown, StoreError
 
 until = partial(waiting.until, seconds=5)
 
@@ -483,6 +484,31 @@ def test_a_store_whose_usage_nobody_can_tell_serves_all_the_same(launch, store, 
     source = open_source(launch(steadily("answer")))
     assert train(source, portions(rows(4))) == [row.ids[0] for row in rows(4)]
     assert source.statistics().store_used_bytes is source.statistics().store_capacity_bytes is None
+
+
+def test_a_master_that_dies_while_it_tells_the_usage_ends_no_run(launch, store, open_source, monkeypatch):
+    class CutOff(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "9000")
+            self.end_headers()
+            self.wfile.write(b"master_allocated_bytes 1\n")
+
+        def log_message(self, *_):
+            pass
+
+    asked: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), CutOff) as metrics:
+        threading.Thread(target=metrics.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setattr(store, "usage", lambda: usage(f"127.0.0.1:{metrics.server_port}"))
+        source = open_source(launch(steadily("answer")))
+        until(lambda: asked)
+        assert train(source, portions(rows(4))) == [row.ids[0] for row in rows(4)]
+        assert source.statistics().store_used_bytes is None
+        with pytest.raises(MasterDown, match="cannot be read: IncompleteRead"):
+            store.usage()
+        metrics.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,8 @@ class Fetcher:
     def close(self) -> None:
         """End all threads; whatever was in flight is removed from the store. May be called twice.
 
-        What a server that hangs for more than some seconds writes afterwards is left to the sweep at the run's end.
+        What a server that takes more than some seconds writes afterwards is left to whoever keeps the store: the
+        launcher sweeps it at the run's end, `dflash serve-target` removes what nobody reads for ten minutes.
         """
         with self._lock:
             if self._closing:

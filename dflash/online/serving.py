@@ -14,6 +14,7 @@ from dflash.online.captured_layers import captured_layers
 from dflash.online.deployment import Deployment, is_started_here, trainers_of
 from dflash.online.engines import Engines, Policy
 from dflash.online.follow import errors_into
+from dflash.online.leftovers import Leftovers
 from dflash.online.opening import join_store, prove_server
 from dflash.online.readiness import online_machine_complaints, online_target_complaints
 from dflash.online.server import progress_line
@@ -85,8 +86,11 @@ def serve(
             progress_line("")
             if engines.all_ready:
                 ready()
+            leftovers = Leftovers(store)
             while not stops.count:
                 engines.tick()
+                if removed := leftovers.tick():
+                    say(f"Removed {removed} object(s) that runs had left in the store.")
                 time.sleep(_TICK_SECONDS)
 
 

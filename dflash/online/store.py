@@ -4,6 +4,7 @@ Also imported inside the servers' own Python environment: nothing but torch, moo
 Behaviour and return codes were measured with mooncake 0.3.13.post1 over TCP; RDMA has not been run yet.
 """
 
+import http.client
 import os
 import re
 import socket
@@ -199,6 +200,14 @@ class MooncakeStore:
         """
         return None if self.settings.metrics is None else usage(self.settings.metrics)
 
+    def keys(self) -> list[str]:
+        """Keys of all objects, of whichever software; none where `StoreSettings.metrics` does not say whom to ask.
+
+        Raises:
+            MasterDown: the master's metrics port does not answer.
+        """
+        return [] if self.settings.metrics is None else _ask(self.settings.metrics, "get_all_keys").split()
+
     def alive(self) -> bool:
         """Whether the master accepts connections right now; Mooncake's own health check notices only after seconds."""
         return reachable(self.settings.master)
@@ -284,16 +293,20 @@ def reachable(address: str, timeout: float = 1.0) -> bool:
 
 def usage(metrics: str) -> Usage:
     """Usage from a master's HTTP port ("host:port"); see `MooncakeStore.usage`."""
-    try:
-        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=2) as response:
-            text = response.read().decode()
-    except OSError as error:
-        raise MasterDown(f"The Mooncake master's metrics at {metrics!r} cannot be read: {error}.") from error
+    text = _ask(metrics, "metrics")
     values = dict(re.findall(r"^(master_\w+) (\d+)$", text, re.MULTILINE))
     try:
         return Usage(*(int(values[f"master_{n}"]) for n in ("allocated_bytes", "total_capacity_bytes", "key_count")))
     except KeyError as error:
         raise StoreError(f"The Mooncake master's metrics at {metrics!r} do not tell {error.args[0]}.") from error
+
+
+def _ask(metrics: str, path: str) -> str:
+    try:
+        with urllib.request.urlopen(f"http://{metrics}/{path}", timeout=2) as response:
+            return response.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:  # the latter: it died in the middle of the answer
+        raise MasterDown(f"The Mooncake master's metrics at {metrics!r} cannot be read: {error!r}.") from error
 
 
 def _import_mooncake():
