@@ -2,9 +2,12 @@
 
 import json
 import math
+import random
 
 import numpy as np
 import pytest
+
+from runs_folders import pipeline_part
 
 from workbench.curves import PANELS, SLOTS, curves, slot_profile
 from workbench.decimate import thin
@@ -130,6 +133,47 @@ def test_a_column_that_begins_late_begins_at_its_own_step():
     series.extend([train(3, online={"ready": 4, "in_flight": 2}), train(4)])
     x, y = series.column("train", "online.ready")
     assert (list(x), list(y)) == ([3], [4])
+
+
+def test_a_pipelines_queues_servers_store_and_traffic_are_shown_in_units_that_are_read_easily():
+    parts = [pipeline_part(step, random.Random(step)) for step in (1, 2, 3)]
+    view = curves_view([RunSeries("one", [train(step, online=part) for step, part in enumerate(parts, 1)])])
+    panels = {panel["key"]: panel for panel in view["panels"]}
+    drawn = {
+        (key, curve["label"]): curve["y"]
+        for key in ("online", "served", "store", "moved")
+        for curve in panels[key]["curves"]
+    }
+    assert drawn == {
+        ("online", "at the servers"): [part["in_flight"] for part in parts],
+        ("online", "queued"): [part["queued"] for part in parts],
+        ("online", "ready"): [part["ready"] for part in parts],
+        ("served", "served"): pytest.approx([part["tokens_per_s"] for part in parts], rel=1e-4),
+        ("store", "used"): pytest.approx([part["store_used_bytes"] / 1e9 for part in parts], rel=1e-4),
+        ("store", "lent by the servers"): [20, 20, 20],
+        ("moved", "read"): pytest.approx([part["bytes_per_s"] / 1e9 for part in parts], rel=1e-4),
+    }
+    assert [panels[key]["unit"] for key in ("online", "served", "store", "moved")] == [
+        "documents", "tokens/s", "GB", "GB/s"
+    ]  # fmt: skip
+    styles = [curve["style"] for curve in panels["online"]["curves"]]
+    assert len(set(styles)) == 3  # of one colour, as they are of one run
+
+
+def test_a_small_stores_bytes_are_shown_as_megabytes_in_figures_too():
+    panel = next(panel for panel in PANELS if panel.key == "store")
+    small = {"store_used_bytes": 3_000_000, "store_capacity_bytes": 64_000_000}
+    figure = over_steps(panel, [RunSeries("one", [train(1, online=small), train(2, online=small)])])
+    assert traces(figure) == {"used": ([1, 2], [3, 3]), "lent by the servers": ([1, 2], [64, 64])}
+    assert figure.layout.yaxis.title.text == "MB"
+    large = {"store_used_bytes": 2_000_000_000}
+    figure = over_steps(panel, [RunSeries("one", [train(1, online=large)])])
+    assert traces(figure) == {"used": ([1], [2])} and figure.layout.yaxis.title.text == "GB"
+
+
+def test_a_run_without_servers_has_no_charts_of_a_pipeline(run):
+    shown = {panel["key"] for panel in curves_view([run])["panels"]}
+    assert "wait" in shown and not shown & {"online", "served", "store", "moved"}
 
 
 def test_thinning_keeps_every_peak_and_the_mean():

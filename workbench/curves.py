@@ -2,7 +2,7 @@
 notebooks and exports draw the same."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dflash.evaluation.acceptance import Proportion
 from workbench.decimate import Thinned, thin
@@ -19,7 +19,7 @@ class Line:
     kind: str
     column: str
     label: str
-    style: str  # "line": many points, drawn with the band they cover; "dots": measurements; "diamonds": decoding
+    style: str  # "line", "dashed", "dotted": many points, with the band they cover; "dots": measurements; "diamonds": decoding
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Panel:
     unit: str
     explains: str
     lines: tuple[Line, ...]
+    per: float = 1.0  # what its unit is of the recorded one: 1e6 where bytes are shown as MB
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,39 @@ PANELS = (
         "online",
         "What is on its way to it?",
         "documents",
-        "Online features: documents at the servers, and documents that are here and wait for the trainer.",
+        "Online features, of all ranks: documents that servers work on, those that wait for a server, another try or "
+        "being read, and those that are here and wait for the trainer.",
         (
             Line("train", "online.in_flight", "at the servers", "line"),
-            Line("train", "online.ready", "ready", "line"),
+            Line("train", "online.queued", "queued", "dotted"),
+            Line("train", "online.ready", "ready", "dashed"),
         ),
+    ),
+    Panel(
+        "served",
+        "How fast do the servers answer?",
+        "tokens/s",
+        "Online features: tokens of the documents that came from all servers, since the record before.",
+        (Line("train", "online.tokens_per_s", "served", "line"),),
+    ),
+    Panel(
+        "store",
+        "How full is the store?",
+        "MB",
+        "Online features: what lies in it, as its master counted a few seconds before, and what the servers lend it.",
+        (
+            Line("train", "online.store_used_bytes", "used", "line"),
+            Line("train", "online.store_capacity_bytes", "lent by the servers", "dashed"),
+        ),
+        per=1e6,
+    ),
+    Panel(
+        "moved",
+        "How much goes through the store?",
+        "MB/s",
+        "Online features: bytes that the ranks read from it, since the record before.",
+        (Line("train", "online.bytes_per_s", "read", "line"),),
+        per=1e6,
     ),
     Panel(
         "memory",
@@ -135,8 +164,16 @@ def curves(panel: Panel, runs: Sequence[RunSeries], points: int, span: Span | No
         for line in panel.lines:
             x, y = run.column(line.kind, line.column)
             if len(x):
-                found.append(Curve(place, line.label, line.style, thin(x, y, points, span)))
+                found.append(Curve(place, line.label, line.style, thin(x, y / panel.per, points, span)))
     return found
+
+
+def in_readable_unit(panel: Panel, runs: Sequence[RunSeries]) -> Panel:
+    """The panel with GB in place of MB where these runs have so many; one that shows no bytes as it is."""
+    columns = (run.column(line.kind, line.column)[1] for run in runs for line in panel.lines)
+    if panel.per != 1e6 or max((y.max() for y in columns if len(y)), default=0) < 1e9:
+        return panel
+    return replace(panel, unit=panel.unit.replace("MB", "GB"), per=1e9)
 
 
 def slot_curves(run: RunSeries, points: int, span: Span | None = None) -> list[Curve]:

@@ -13,7 +13,7 @@ from dflash.errors import UserError
 from dflash.online.balance import verdict
 from dflash.online.planner import ranks_fit
 from workbench.config_diff import differences
-from workbench.curves import PANELS, PROFILE, SLOTS, Curve, Panel, Span, curves, slot_profile
+from workbench.curves import PANELS, PROFILE, SLOTS, Curve, Panel, Span, curves, in_readable_unit, slot_profile
 from workbench.figures.palette import RUNS, along_the_block
 from workbench.metric_lines import is_number
 from workbench.run_checkpoints import checkpoints
@@ -66,7 +66,8 @@ def row_view(row: RunRow) -> dict[str, Any]:
 
 def curves_view(runs: Sequence[RunSeries], span: Span | None = None, points: int = POINTS) -> dict[str, Any]:
     """All charts of some runs; those that none of them has values for are left out."""
-    panels = [_panel_view(panel, curves(panel, runs, points, span)) for panel in (*PANELS[:2], SLOTS, *PANELS[2:])]
+    chosen = [in_readable_unit(panel, runs) for panel in (*PANELS[:2], SLOTS, *PANELS[2:])]
+    panels = [_panel_view(panel, curves(panel, runs, points, span)) for panel in chosen]
     panels.insert(3, _profile_view(runs))
     ends = [run.steps for run in runs if run.steps]
     return {

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from workbench.curves import PANELS, PROFILE, SLOTS, Curve, Panel, curves, slot_profile
+from workbench.curves import PANELS, PROFILE, SLOTS, Curve, Panel, curves, in_readable_unit, slot_profile
 from workbench.figures.acceptance import percent_interval
 from workbench.figures.palette import RUNS, along_the_block, lay_out, translucent
 from workbench.run_series import RunSeries
 
 _POINTS = 800  # of a line; the rest is in the band around it
-_MARKS = {"line": ("lines", "circle"), "dots": ("lines+markers", "circle"), "diamonds": ("lines+markers", "diamond")}
-_DASHES = {"line": "solid", "dots": "solid", "diamonds": "dot"}
+_MARKS = {"dots": ("lines+markers", "circle"), "diamonds": ("lines+markers", "diamond")}  # others are lines alone
+_DASHES = {"line": "solid", "dashed": "dash", "dotted": "dot", "dots": "solid", "diamonds": "dot"}
 _PANELS = {panel.key: panel for panel in PANELS}
 
 
@@ -51,6 +51,7 @@ def data_wait(*runs: RunSeries) -> go.Figure:
 def over_steps(panel: Panel, runs: Sequence[RunSeries]) -> go.Figure:
     """Any chart over steps."""
     figure = go.Figure()
+    panel = in_readable_unit(panel, runs)
     drawn = curves(panel, runs, _POINTS)
     for curve in drawn:
         colour = RUNS[curve.run % len(RUNS)] if curve.slot is None else along_the_block(curve.slot, len(drawn))
@@ -96,13 +97,13 @@ def _draw(figure: go.Figure, curve: Curve, colour: str, name: str, unit: str) ->
             showlegend=False,
             name=f"{name}: least and largest",
         )
-    mode, symbol = _MARKS[curve.style]
+    mode, symbol = _MARKS.get(curve.style, ("lines", "circle"))
     figure.add_scatter(
         x=points.x,
         y=points.y,
         name=name,
         mode=mode,
-        line={"color": colour, "width": 1.4 if curve.style == "line" else 2.2, "dash": _DASHES[curve.style]},
+        line={"color": colour, "width": 2.2 if curve.style in _MARKS else 1.4, "dash": _DASHES[curve.style]},
         marker={"symbol": symbol, "size": 7},
         hovertemplate=f"step %{{x:,.0f}}: %{{y:.4g}} {unit}<extra>%{{fullData.name}}</extra>",
     )

@@ -94,7 +94,7 @@ class Chart {
 
   // Values as drawn: smoothed where asked for and where there are many points.
   values(curve) {
-    return this.shared.smooth && curve.style === "line" && this.isOverSteps && curve.x.length > 8 ? smoothed(curve.y, this.shared.smooth) : curve.y;
+    return this.shared.smooth && !isMarked(curve) && this.isOverSteps && curve.x.length > 8 ? smoothed(curve.y, this.shared.smooth) : curve.y;
   }
 
   range(drawn) {
@@ -171,7 +171,7 @@ class Chart {
     }
     found.push(svg("path", { class: `line ${curve.style}`, d: path(values), stroke: curve.colour }));
     const few = curve.x.length <= MOST_MARKS;
-    if ((curve.style !== "line" && few) || curve.x.length === 1) {
+    if ((isMarked(curve) && few) || curve.x.length === 1) {
       const marks = curve.x.map((x, i) => mark(curve.style, this.x(x), this.y(values[i]), 3.4)).join("");
       found.push(svg("path", { class: "mark", d: marks, fill: curve.colour }));
     }
@@ -205,7 +205,7 @@ class Chart {
       const entry = make("span", "df-curve-entry");
       const swatch = svg("svg", { width: 16, height: 10, "aria-hidden": "true" });
       swatch.append(svg("path", { class: `line ${curve.style}`, d: "M0 5H16", stroke: curve.colour }));
-      if (curve.style !== "line") swatch.append(svg("path", { class: "mark", d: mark(curve.style, 8, 5, 3.4), fill: curve.colour }));
+      if (isMarked(curve)) swatch.append(svg("path", { class: "mark", d: mark(curve.style, 8, 5, 3.4), fill: curve.colour }));
       const value = make("b", "", figure(this.values(curve)[i]));
       const spread = curve.low ? ` (${figure(curve.low[i])} to ${figure(curve.high[i])})` : "";
       entry.title = `${this.shared.names[curve.run]}, ${curve.label}: ${figure(curve.y[i])}${spread} at ${this.panel.axis} ${figure(curve.x[i])}`;
@@ -303,6 +303,10 @@ class Chart {
     const note = make("p", "df-note", `${this.panel.unit}; ${figure(shown.length, 0)} of ${figure(steps.length, 0)} points. The CSV has every record.`);
     this.details.lastChild.replaceChildren(note, table);
   }
+}
+
+function isMarked(curve) {
+  return !["line", "dashed", "dotted"].includes(curve.style);
 }
 
 function mark(style, x, y, size) {
