@@ -106,7 +106,7 @@ def test_where_gpus_are_not_known_the_need_is_told_as_a_factor():
 @pytest.mark.parametrize(
     ("values", "side", "said"),
     [
-        ({"store_full": 7}, "store", "The store is full"),
+        ({"store_full": 17}, "store", "The store is full: 17 captures"),
         ({"read_percent": 95.0, "busy": 50.0}, "link", "reading takes 95 %"),
         ({"busy": 50.0}, "requests", "Raise online.in_flight"),
         ({"busy": 50.0, "wait_percent": 5.0}, "host", "Raise features.prefetch"),
@@ -126,6 +126,16 @@ def test_documents_that_are_asked_for_again_and_again_are_a_fault():
     assert found.bottleneck == "faults" and "it hung up" in found.words and "60 documents" in found.words
     few = [record(number, wait=30.0, retries=number) for number in range(1, 5)]
     assert verdict(few).bottleneck == "servers"
+
+
+def test_a_few_captures_that_found_no_room_are_not_what_the_trainer_waits_for():
+    """50 documents a record: two of them, asked for again, are 4 %, and three are 6 %."""
+    few, many = (
+        [record(number, wait=30.0, store_full=each * number, retries=each * number) for number in range(1, 5)]
+        for each in (2, 3)
+    )
+    assert verdict(few).bottleneck == "servers" and "store" not in verdict(few).words
+    assert verdict(many).bottleneck == "store"
 
 
 def test_a_store_that_is_nearly_full_is_told_beside_the_verdict():

@@ -18,7 +18,7 @@ _WAITS = 0.05  # share of its time from which on the trainer counts as waiting
 _BUSY = 0.9  # share of its time from which on a server counts as busy
 _READING = 0.8  # share of the readers' time
 _FULL = 0.9  # share of the store
-_FAULTS = 0.05  # documents asked for again, per document
+_FAULTS = 0.05  # documents asked for again, or captures that found no room, per document
 _NEEDED = frozenset(
     "ranks seconds documents tokens retries store_full tokens_per_s bytes_per_s wait_percent read_percent "
     "in_flight_limit store_used_bytes store_capacity_bytes last_trouble".split()
@@ -172,9 +172,10 @@ def _store_use(record: Mapping[str, Any]) -> float | None:
 def _side(load: Load) -> Bottleneck:
     if load.waits < _WAITS:
         return "balanced" if load.busy >= _BUSY else "trainer"
-    if load.store_full:
+    many = _FAULTS * max(1, load.documents)
+    if load.store_full > many:
         return "store"
-    if load.retries > _FAULTS * max(1, load.documents):
+    if load.retries > many:
         return "faults"
     if load.busy >= _BUSY:
         return "servers"
