@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
 
-from dflash.online.capture_record import CaptureRecord, StoredTensor
+from dflash.online.capture_record import MARK, CaptureRecord, StoredTensor
 from dflash.online.store import Usage
 from dflash.online.store_errors import MasterDown, MissingKey, StoreError
 
@@ -133,7 +133,8 @@ class FakeServer:
                 super().finish()
 
             def do_GET(self):
-                fake._send(self, 200, {**fake.info, "internal_states": [{}]})
+                report = {"missing_hooks": [], "layer_ids": list(fake.layer_ids), "store_last_hidden_states": False}
+                fake._send(self, 200, {"internal_states": [{MARK: {**report, "store": "m:1"}}], **fake.info})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

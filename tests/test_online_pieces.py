@@ -24,7 +24,7 @@ from dflash.online.generation import new_generation, rank_prefix, run_id, run_pr
 from dflash.online.processes import ask_to_stop, children
 from dflash.online.rank import is_launched, rank_log
 from dflash.online.stop_requests import StopRequests
-from dflash.online.tokenizer_proof import require_same_tokenizer
+from dflash.online.tokenizer_proof import PROBE, probe_of, require_same_tokenizer
 from dflash.online.trainers import Trainers
 
 until = partial(waiting.until, seconds=30)
@@ -173,7 +173,7 @@ def tokenizing_server():
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            tokens = [tokenizer.encode(text, add_special_tokens=False) for text in request["prompt"]]
+            tokens = [server.tokenizer.encode(text, add_special_tokens=False) for text in request["prompt"]]
             payload = json.dumps(server.change({"tokens": tokens})).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(payload)))
@@ -183,9 +183,8 @@ def tokenizing_server():
         def log_message(self, *_arguments):
             pass
 
-    tokenizer = byte_tokenizer()
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.change, server.tokenizer = lambda answer: answer, tokenizer
+    server.change, server.tokenizer = lambda answer: answer, byte_tokenizer()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -195,16 +194,31 @@ def tokenizing_server():
 def test_a_server_with_another_tokenizer_is_refused_with_both_hashes(tokenizing_server):
     url = f"http://127.0.0.1:{tokenizing_server.server_port}"
 
-    def encode(text: str) -> list[int]:
-        return tokenizing_server.tokenizer.encode(text, add_special_tokens=False)
-
-    require_same_tokenizer(url, encode)
+    require_same_tokenizer(url, tokenizing_server.tokenizer)
     tokenizing_server.change = lambda answer: {"tokens": [tokens[:-1] for tokens in answer["tokens"]]}
     with pytest.raises(UserError, match=r"another tokenizer .* \(hash \w{12} instead of \w{12}; it reads"):
-        require_same_tokenizer(url, encode)
+        require_same_tokenizer(url, tokenizing_server.tokenizer)
     tokenizing_server.change = lambda answer: {"detail": "no"}
     with pytest.raises(UserError, match="does not tokenize"):
-        require_same_tokenizer(url, encode)
+        require_same_tokenizer(url, tokenizing_server.tokenizer)
+
+
+@pytest.mark.parametrize("add", [{"additional_special_tokens": ["<|start_header_id|>"]}, "Blockdiffusion"])
+def test_a_tokenizer_with_one_token_more_is_another_one(tokenizing_server, add):
+    url, ours = f"http://127.0.0.1:{tokenizing_server.server_port}", byte_tokenizer()
+    ours.add_special_tokens(add) if isinstance(add, dict) else ours.add_tokens([add])
+    with pytest.raises(UserError, match="it reads 'one(<.start_header_id.>|Blockdiffusion)two' differently"):
+        require_same_tokenizer(url, ours)
+    tokenizing_server.tokenizer = ours
+    require_same_tokenizer(url, ours)
+
+
+def test_of_thousands_of_reserved_tokens_the_special_ones_are_compared_first():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"<reserved {n}>" for n in range(3000)])
+    probe = probe_of(tokenizer)
+    assert len(probe) == len(PROBE) + 1024
+    assert {"one<|im_end|>two", "one<|im_start|>two", "one<|mask|>two"} <= set(probe)
 
 
 def test_keys_of_a_run_begin_alike_whatever_the_sitting_and_rank_and_unlike_any_others(tmp_path):

@@ -414,6 +414,46 @@ def test_other_settings_neither_go_on_nor_pass_for_done(launch, make, tmp_path):
         make(data, launch(answer), seed=1)
 
 
+def test_a_data_file_that_has_grown_does_not_pass_for_done(launch, make, tmp_path):
+    data = talk(tmp_path / "talk.jsonl", 3)
+    make(data, launch(answer))
+    make(data, [])
+    talk(tmp_path / "talk.jsonl", 4)
+    with pytest.raises(UserError, match=r"is complete already, .* \(data_files_sha256 = \['\w{16}'\]\)"):
+        make(data, launch(answer))
+
+
+def test_data_of_which_everything_is_left_out_gives_no_file_and_says_why(launch, make, tmp_path, capsys):
+    data = talk(tmp_path / "talk.jsonl", 3)
+    with pytest.raises(UserError, match=r"No conversation of .*talk.jsonl got an answer, .* \(3 left out: an empty answer\)"):
+        make(data, launch(lambda number, request: "silent"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["talk.jsonl"]
+    make(data, launch(answer), temperature=0.5)  # nothing is in the way of another try
+    assert len(records(tmp_path / "out.jsonl")) == 3
+
+
+def test_a_server_of_another_model_is_doubted_in_a_sentence(launch, tmp_path):
+    (server,) = launch(answer)
+    server.info["model_path"] = "/models/some-target-Base"
+    order = Order(DataConfig(train=[talk(tmp_path / "t.jsonl", 1)]), "org/some-target", None, AnswerSettings())
+    said = []
+    with pytest.raises(UserError, match="limit its tokens"):
+        regenerate(order, tmp_path / "o.jsonl", [server.address], TOKENIZER, AskSettings(), say=said.append)
+    assert len(said) == 1 and "serves '/models/some-target-Base', and the target is 'org/some-target'" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("servers", "words"),
+    [([""], "Server '' is no http address"), (["localhost:30000"], "write it like http://127.0.0.1:30000"),
+     (["http://a:1", "http://a:1/"], "A server is listed twice")],
+)  # fmt: skip
+def test_what_is_no_list_of_servers_is_one_sentence(tmp_path, capsys, servers, words):
+    options = [word for server in servers for word in ("--server", server)]
+    assert main(["regenerate", talk(tmp_path / "t.jsonl", 1), "--out", str(tmp_path / "o.jsonl"), *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+
+
 def test_files_that_are_none_of_ours_are_left_alone(launch, make, tmp_path):
     data = talk(tmp_path / "talk.jsonl", 3)
     (tmp_path / "out.jsonl").write_text("mine\n")
@@ -428,7 +468,7 @@ def test_files_that_are_none_of_ours_are_left_alone(launch, make, tmp_path):
 
 def test_servers_have_to_serve_one_model_and_read_text_as_the_template_is_tokenized(launch, make, tmp_path):
     one, two = launch(answer, answer)
-    two.info["model_path"] = "/elsewhere/some-target/"
+    two.info["model_path"] = "/elsewhere/models--org--some-target/snapshots/0123abc/"
     assert describe_servers([one.address, two.address]).model == "/models/some-target"
     two.info["model_path"] = "/models/another"
     with pytest.raises(UserError, match="serves '/models/another', but .* serves '/models/some-target'"):
@@ -451,5 +491,9 @@ def test_the_command_tells_what_came_of_it(launch, tmp_path, tiny_target_folder,
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["conversations"] == 4 and len(server.requests) == 5
     server.die()
+    assert main(command) == 0  # it is complete, and so are servers of no matter
+    assert "out.jsonl: 4 conversations with" in capsys.readouterr().out
+    assert main([*command, "--seed", "1"]) == 2
+    assert "was made with other settings (seed = 0)" in capsys.readouterr().err
     assert main(["regenerate", "talk.jsonl", "--server", server.address, "--out", str(tmp_path / "new.jsonl")]) == 2
     assert "cannot be reached" in capsys.readouterr().err and not (tmp_path / "new.jsonl").exists()

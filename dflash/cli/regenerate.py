@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from dflash.cli.options import check_writable, number_between, whole_number, words
@@ -65,13 +66,11 @@ def run(args: argparse.Namespace) -> int:
     from dflash.config import DataConfig
     from dflash.data.tokenizer import load_tokenizer
     from dflash.online.answering import AnswerSettings, AskSettings
-    from dflash.online.regenerate import Order, describe_servers, regenerate
+    from dflash.online.regenerate import Order, completed, describe_servers, regenerate
+    from dflash.online.servers import ServerList
 
+    ServerList(args.servers)  # refuses what is no list of addresses
     data = DataConfig(train=args.data, subset=args.subset, split=args.split, limit=args.limit)
-    target, revision = args.target, args.revision
-    if target is None:
-        served = describe_servers(args.servers)
-        target, revision = served.model, revision or served.revision
     answers = AnswerSettings(
         temperature=args.temperature,
         max_new_tokens=args.max_new_tokens,
@@ -79,9 +78,15 @@ def run(args: argparse.Namespace) -> int:
         last_turn_only=args.last_turn_only,
         seed=args.seed,
     )
-    asking = AskSettings(in_flight=args.in_flight, patience=args.patience)
-    tokenizer = load_tokenizer(target, revision)
-    result = regenerate(Order(data, target, revision, answers), args.out, args.servers, tokenizer, asking)
+    order = Order(data, args.target, args.revision, answers)
+    result = completed(order, args.out)
+    if result is None:
+        if order.model is None:
+            served = describe_servers(args.servers)
+            order = replace(order, model=served.model, revision=order.revision or served.revision)
+        tokenizer = load_tokenizer(order.model, order.revision)
+        asking = AskSettings(in_flight=args.in_flight, patience=args.patience)
+        result = regenerate(order, args.out, args.servers, tokenizer, asking)
     if args.json:
         print(json.dumps({"out": str(args.out), **result}))
         return 0

@@ -29,7 +29,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the commands that would be started, and stop"
     )
-    parser.add_argument("--json", action="store_true", help="print what the training nodes need as one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print what the training nodes need, or with --dry-run the commands, as one "
+        "JSON object"
+    )
     parser.set_defaults(run=run, kept="all that was started has ended.")
 
 
@@ -41,6 +44,9 @@ def run(args: argparse.Namespace) -> int:
     path = resolve_recipe(args.config)
     config, deployment = plan_serving(read_tree(path, args.overrides), repr(str(path)))
     if args.dry_run:
+        if args.json:
+            print(json.dumps({"commands": dict(deployment.commands())}))
+            return 0
         for name, command in deployment.commands():
             print(f"{name}: {command}")
         return 0

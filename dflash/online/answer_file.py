@@ -30,18 +30,18 @@ def provenance_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.provenance.json")
 
 
-def read_provenance(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """How `out` came about; None while it is not complete.
+def read_provenance(out: Path, settings: dict[str, Any], *, whichever_model: bool = False) -> dict[str, Any]:
+    """How `out`, which is there and so complete, came about; with `whichever_model` that may be any model.
 
     Raises:
-        UserError: it is complete, but made otherwise, or not by this command.
+        UserError: it was made otherwise, or not by this command.
     """
-    if not out.exists():
-        return None
     try:
         provenance = json.loads(provenance_path(out).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{out} exists already, and not from this command: choose another file.") from error
+    if whichever_model:
+        settings = settings | {name: provenance["settings"].get(name) for name in ("model", "revision")}
     _require_same(provenance["settings"], settings, f"{out} is complete already, but was made")
     return provenance
 

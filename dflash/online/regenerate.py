@@ -11,11 +11,12 @@ differently. Above 0 every answer has a seed of its own, which SGLang obeys with
 what is in the journal is never asked for again, so a file is consistent in any case.
 """
 
+import hashlib
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -29,10 +30,13 @@ from dflash.data.kinds import kind_of
 from dflash.data.load import Reject, read_sources
 from dflash.data.sources import count_conversations, is_jsonl
 from dflash.errors import UserError
+from dflash.files import naming
 from dflash.online.answer_file import AnswerJournal, read_provenance
 from dflash.online.answering import Answerer, AnswerSettings, AskSettings
 from dflash.online.capture_proof import server_info
 from dflash.online.event_loops import run_to_end
+from dflash.online.model_proof import model_name, require_same_model
+from dflash.online.servers import ServerList
 from dflash.online.tokenizer_proof import require_same_tokenizer
 
 _SYNC_EVERY = 2.0  # seconds of answers that the machine's own end may cost
@@ -47,27 +51,28 @@ class Served:
     revision: str | None
     version: str | None  # of SGLang
     room: int | None  # most tokens of prompt and answer together, over all servers
+    infos: dict[str, dict[str, Any]]  # what each server said, by its address
 
 
 def describe_servers(addresses: Sequence[str]) -> Served:
     """Ask every server what it serves.
 
     Raises:
-        UserError: one cannot be reached, is no SGLang server, or serves another model than the first.
+        UserError: one is no address, cannot be reached, is no SGLang server, or serves another model than the first.
     """
-    infos = {address: server_info(address.rstrip("/")) for address in addresses}
+    infos = {server.address: server_info(server.address) for server in ServerList(addresses).servers}
     models = {address: str(info.get("model_path", "")).rstrip("/") for address, info in infos.items()}
-    first, *others = addresses
+    first, *others = infos
     for address in others:
         # Machines keep the same model in different places.
-        if Path(models[address]).name != Path(models[first]).name:
+        if model_name(models[address]) != model_name(models[first]):
             raise UserError(
                 f"Server {address} serves {models[address]!r}, but {first} serves {models[first]!r}: name servers of "
                 "one model only."
             )
     rooms = [room for info in infos.values() if (room := info.get("max_req_input_len")) is not None]
     info = infos[first]
-    return Served(models[first], info.get("revision"), info.get("version"), min(rooms, default=None))
+    return Served(models[first], info.get("revision"), info.get("version"), min(rooms, default=None), infos)
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,17 @@ class Order:
     """What is to be made: answers of which model, to which conversations. Of `data` only what names those counts."""
 
     data: DataConfig
-    model: str  # path or id
+    model: str | None  # path or id; None, for `completed` alone: whichever the servers serve
     revision: str | None
     answers: AnswerSettings
+    keeps_to_data: bool = False  # a data file may change: a run goes on with the answers that it began with
 
     def settings(self) -> dict[str, Any]:
         """All that the file depends on, as it reads back from JSON."""
         which = {name: getattr(self.data, name) for name in ("train", "subset", "split", "limit")}
-        model = {"model": Path(self.model).name, "revision": self.revision}
-        return json.loads(json.dumps({**which, **model, **asdict(self.answers)}))
+        model = {"model": self.model and model_name(self.model), "revision": self.revision}
+        files = {} if self.keeps_to_data else {"data_files_sha256": [_digest(source) for source in self.data.train]}
+        return json.loads(json.dumps({**which, **files, **model, **asdict(self.answers)}))
 
 
 def regenerate(
@@ -104,18 +111,22 @@ def regenerate(
         UserError: a source cannot be read, a server is none or reads text otherwise, no server answers for long, `out`
             holds something else.
     """
-    settings = order.settings()
-    if (found := _complete(out, settings)) is not None:
+    if (found := completed(order, out)) is not None:
         return found
-    served = describe_servers(addresses)
-    for address in addresses:
-        require_same_tokenizer(address.rstrip("/"), lambda text: tokenizer.encode(text, add_special_tokens=False))
+    settings, served = order.settings(), describe_servers(addresses)
+    for address, info in served.infos.items():
+        if doubt := require_same_model(address, info, order.model, order.revision):
+            say(doubt)
+        require_same_tokenizer(address, tokenizer)
     answerer = Answerer(addresses, tokenizer, order.answers, asking, served.room)
     started, ids, unreadable = time.monotonic(), [], []
     with AnswerJournal(out, settings) as journal:
         before = journal.tokens
         with _Progress(count_conversations(order.data.train, order.data.limit), journal, progress, say) as shown:
             run_to_end(_fill(journal, answerer, _todo(order, journal, ids, unreadable), shown))
+        if len(journal.rejects) == len(journal):
+            journal.path.unlink()  # it holds nothing that took time
+            raise UserError(_nothing(order, out, journal.rejects, unreadable))
         sitting = {"seconds": round(time.monotonic() - started, 1), "tokens": journal.tokens - before}
         return journal.finish(
             ids,
@@ -130,16 +141,35 @@ def regenerate(
         )
 
 
-def _complete(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The provenance of a finished file, None while there is work to do.
+def completed(order: Order, out: Path) -> dict[str, Any] | None:
+    """The provenance of a finished file, None while there is work to do. No server is asked.
 
     Raises:
         UserError: the file was made with other settings, or is none of ours.
     """
-    found = read_provenance(out, settings)
+    if not out.exists():
+        return None
+    found = read_provenance(out, order.settings(), whichever_model=order.model is None)
     if found is not None:
         out.with_name(f"{out.name}.journal").unlink(missing_ok=True)  # a kill may have come between the two
     return found
+
+
+def _digest(source: str) -> str | None:
+    """Of a single file; None of a folder or a data set of the hub, or of what is not there."""
+    path = Path(source).expanduser()
+    if not path.is_file():
+        return None
+    with naming(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _nothing(order: Order, out: Path, rejects: Mapping[str, str], unreadable: Sequence[Reject]) -> str:
+    """Why there is no file."""
+    counts = Counter([*rejects.values(), *(reject.reason for reject in unreadable)])
+    reasons = "; ".join(f"{count} left out: {reason}" for reason, count in counts.most_common(3))
+    what = ", ".join(order.data.train)
+    return f"No conversation of {what} got an answer, so {out} is not written ({reasons}): give other data or limits."
 
 
 def _todo(

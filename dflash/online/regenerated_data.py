@@ -39,7 +39,7 @@ def training_data(config: TrainConfig, tokenizer, run: "RunFolder", world: "Worl
         last_turn_only=config.data.last_turn_only,
         seed=config.run.seed,
     )
-    order = Order(config.data, config.target.name, config.target.revision, answers)
+    order = Order(config.data, config.target.name, config.target.revision, answers, keeps_to_data=True)
     asking = AskSettings(online.regenerate_in_flight, online.answer_seconds, online.patience)
 
     def make() -> None:
