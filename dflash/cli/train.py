@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     plan.add_argument(
         "--world-size", "--gpus", type=whole_number(1), metavar="N", help="ranks that the dry run assumes; left out, "
-        "as torchrun started them, else 1"
+        "as torchrun started them, else 1; not for online runs that start their own, which are told by online.trainers"
     )
     plan.add_argument("--json", action="store_true", help="print the dry run as one JSON object")
     parser.set_defaults(run=run, kept="the last checkpoint is kept: go on with --resume RUN.")
