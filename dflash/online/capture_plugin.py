@@ -43,7 +43,7 @@ def activate() -> None:
 
 
 def _leave_without_parent() -> None:
-    """SGLang has its processes killed with their parent from just before this on: it may have ended while they began."""
+    """SGLang has a process killed with its parent, but only from just before this on: that may have ended by then."""
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:
         raise SystemExit("the process that started this one ended first")

@@ -144,7 +144,7 @@ class Engines:
             raise PartFailed(f"{child.name} was not ready after {seconds:.0f} s. {child.last_words()}")
 
     def _has_proved_itself(self, server: _Server, seconds: float) -> bool:
-        """At the first start anything wrong is raised; later the store may be starting again as well: that takes time."""
+        """At the first start anything wrong is raised; later the store may be starting again, too, which takes time."""
         try:
             self._prove(server.settings.url)
         except UserError:

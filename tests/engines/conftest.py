@@ -2,13 +2,21 @@
 
 import json
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from dflash.online.capture_settings import CaptureSettings
 from dflash.online.environment import EngineEnvironment
 from dflash.online.master import MasterProcess
 from dflash.online.ports import free_port
+from dflash.online.server import ServerProcess
+from dflash.online.server_settings import ServerSettings
+
+_START_SECONDS = 1200.0  # 30 on a machine that does nothing else
+
 
 @pytest.fixture(scope="session")
 def environment() -> EngineEnvironment:
@@ -24,6 +32,22 @@ def master(tmp_path_factory):
     log = tmp_path_factory.mktemp("master") / "master.log"
     with MasterProcess(log, port=free_port(), metrics_port=free_port()) as process:
         yield process
+
+
+@pytest.fixture(scope="module")
+def serve(environment, master, tmp_path_factory) -> Callable[..., ServerProcess]:
+    """`serve(server settings, **capture settings)`: an SGLang server that is ready, for all tests of a module."""
+    with ExitStack() as running:
+
+        def start(settings: ServerSettings, **capture) -> ServerProcess:
+            log = tmp_path_factory.mktemp("server") / "server.log"
+            into = CaptureSettings(master.address, **{"segment_bytes": 16 << 20, **capture})
+            variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            server = running.enter_context(ServerProcess(settings, into, environment, log, variables))
+            server.wait_ready(_START_SECONDS)
+            return server
+
+        yield start
 
 
 @pytest.fixture

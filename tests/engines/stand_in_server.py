@@ -1,7 +1,7 @@
 """Stands in for `sglang.launch_server`: quick to start, with the real target's numbers and a real store.
 
-Takes the arguments that `ServerSettings` makes and the plugin's own settings from the environment. A file "never-healthy"
-in the folder $STAND_IN makes it misbehave as it says.
+Takes the arguments that `ServerSettings` makes and the plugin's own settings from the environment. A file
+"never-healthy" in the folder $STAND_IN makes it misbehave as it says.
 """
 
 import argparse
@@ -30,6 +30,7 @@ class StandIn:
     def __init__(self, model: str, layer_ids: list[int], dtype: str, context: int) -> None:
         settings = CaptureSettings.from_environment()
         self.target, self.layer_ids, self.context = TargetModel.load(model, dtype=dtype), layer_ids, context
+        self.model = model
         self.features = InProcessFeatures(self.target, layer_ids)
         self.master = settings.master
         self.store = MooncakeStore.connect(StoreSettings(settings.master, segment_bytes=settings.segment_bytes))
@@ -59,7 +60,13 @@ class StandIn:
             "store": self.master,
             "store_last_hidden_states": False,
         }
-        return {"version": "stand-in", "device": "cpu", "internal_states": [{"dflash_capture": report}]}
+        return {
+            "version": "stand-in",
+            "device": "cpu",
+            "model_path": self.model,
+            "max_req_input_len": self.context - 6,
+            "internal_states": [{"dflash_capture": report}],
+        }
 
     def tokenize(self, request: dict) -> dict:
         encode = self.target.tokenizer.encode

@@ -29,12 +29,8 @@ PREFIX = key_prefix("test")
 
 
 @pytest.fixture(scope="module")
-def server(environment, master, tiny_target_folder, tmp_path_factory):
-    capture = CaptureSettings(master.address, segment_bytes=SEGMENT, store_last_hidden_states=True)
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    with ServerProcess(settings(tiny_target_folder), capture, environment, log, VARIABLES) as process:
-        process.wait_ready(START)
-        yield process
+def server(serve, tiny_target_folder):
+    return serve(settings(tiny_target_folder), segment_bytes=SEGMENT, store_last_hidden_states=True)
 
 
 def settings(target_folder: str) -> ServerSettings:

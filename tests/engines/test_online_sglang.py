@@ -16,7 +16,6 @@ from dflash.errors import UserError
 from dflash.features.in_process import InProcessFeatures
 from dflash.features.prefetch import Prefetcher
 from dflash.features.source import looking_ahead
-from dflash.online.capture_settings import CaptureSettings
 from dflash.online.fetcher import FetchSettings, Layout
 from dflash.online.master import MasterProcess
 from dflash.online.ports import free_port
@@ -31,13 +30,8 @@ WIDTH = len(LAYERS) * 32
 
 
 @pytest.fixture(scope="module")
-def server(environment, master, tiny_target_folder, tmp_path_factory):
-    settings = ServerSettings(tiny_target_folder, LAYERS, free_port(), context_length=512, chunked_prefill=64)
-    capture = CaptureSettings(master.address, segment_bytes=16 << 20)
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    with ServerProcess(settings, capture, environment, log, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as process:
-        process.wait_ready(1200.0)
-        yield process
+def server(serve, tiny_target_folder):
+    return serve(ServerSettings(tiny_target_folder, LAYERS, free_port(), context_length=512, chunked_prefill=64))
 
 
 @pytest.fixture
@@ -105,26 +99,38 @@ def test_training_uses_servers_that_run_already_and_leaves_them_as_they_were(
     assert usage(master.metrics).objects == 0 and server.child.returncode is None
 
 
-def test_a_run_with_a_conversation_that_is_too_long_for_the_server_ends_with_its_name(
+def test_a_server_that_takes_shorter_documents_than_the_run_has_is_noticed_before_training(
     server, master, tiny_target_folder, tmp_path
 ):
-    tree = attached(online_tree(tiny_target_folder, tmp_path, steps=20), server, master)
-    def conversation(n: int) -> list[dict]:
-        answer = {"role": "assistant", "content": f"{n} two three " * 60}
-        return [{"role": "user", "content": "count"}, answer]
-
-    with open(tree["data"]["train"][0], "a") as talks:
-        for n in range(8):
-            talks.write(json.dumps({"id": f"long{n}", "messages": conversation(n)}) + "\n")
-    tree["data"]["max_length"] = 512  # of which the server takes 505
+    tree = attached(online_tree(tiny_target_folder, tmp_path), server, master)
+    tree["data"]["max_length"] = 506
     run = Launched(tree, tmp_path, variables={"TRAINS_ALONE": "1"})
     try:
         assert run.wait() == 2, run.said
     finally:
         run.end()
-    assert re.search(r"The features of conversation 'long\d' \(512 tokens\) were refused; .*HTTP 400", run.said)
+    assert "data.max_length = 506, but server" in run.said and "of 505 tokens at most" in run.said
+    assert run.step() == 0 and usage(master.metrics).objects == 0
+
+
+def test_a_run_with_a_conversation_that_is_too_long_for_its_server_ends_with_the_conversations_name(
+    environment, tiny_target_folder, tmp_path
+):
+    """Its server was given another length than the run's behind its back."""
+    arguments = ["--context-length=100"]
+    tree = online_tree(tiny_target_folder, tmp_path, servers=1, ranks=1, steps=20, server_arguments=arguments)
+    with open(tree["data"]["train"][0], "a") as talks:
+        for n in range(8):
+            answer = {"role": "assistant", "content": f"{n} two three " * 60}
+            talks.write(json.dumps({"id": f"long{n}", "messages": [{"role": "user", "content": "count"}, answer]}) + "\n")
+    run = Launched(tree, tmp_path)
+    try:
+        assert run.wait() == 1, run.said
+    finally:
+        run.end()
+    assert re.search(r"The features of conversation 'long\d' \(128 tokens\) were refused; .*HTTP 400", run.said)
     assert run.status()["state"] == "failed"
-    assert usage(master.metrics).objects == 0
+    assert "The store holds 0 object(s) at the end" in run.said
 
 
 def test_closing_in_the_middle_leaves_nothing_in_the_store(source, master):

@@ -11,24 +11,14 @@ from dflash.cli.main import main
 from dflash.data.conversations import read_conversations
 from dflash.data.rows import build_rows
 from dflash.data.template import render
-from dflash.online.capture_settings import CaptureSettings
 from dflash.online.fetcher import FetchSettings, Layout
-from dflash.online.master import MasterProcess
 from dflash.online.ports import free_port
-from dflash.online.server import ServerProcess
 from dflash.online.server_settings import ServerSettings
 from dflash.online.source import OnlineFeatures
 from dflash.online.store import MooncakeStore, StoreSettings, key_prefix, usage
 from dflash.target import TargetModel
 
 LAYERS = (0, 2, 4)
-
-
-@pytest.fixture(scope="module")
-def master(tmp_path_factory):
-    log = tmp_path_factory.mktemp("master") / "master.log"
-    with MasterProcess(log, port=free_port(), metrics_port=free_port()) as process:
-        yield process
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +35,11 @@ def speaking_target(tiny_target_folder, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(environment, master, speaking_target, tmp_path_factory):
+def server(serve, speaking_target):
     """In float32, in which a greedy choice of this random target is no tie."""
-    settings = ServerSettings(
-        speaking_target, LAYERS, free_port(), dtype="float32", context_length=256, chunked_prefill=64
+    return serve(
+        ServerSettings(speaking_target, LAYERS, free_port(), dtype="float32", context_length=256, chunked_prefill=64)
     )
-    capture = CaptureSettings(master.address, segment_bytes=16 << 20)
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    with ServerProcess(settings, capture, environment, log, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as process:
-        process.wait_ready(600.0)
-        yield process
 
 
 @pytest.fixture
