@@ -144,11 +144,16 @@ class Launched:
     def status(self) -> dict:
         return json.loads((self.run / "status.json").read_text())
 
-    def trained(self) -> dict[int, list[str]]:
-        """Conversations of each step, over all ranks, each step as it was trained the last time."""
+    def trained(self, *, went_back: bool = False) -> dict[int, list[str]]:
+        """Conversations of each step, over all ranks; no rank may have trained a step twice.
+
+        `went_back`: ranks were killed and went on from a checkpoint, so each step counts as it was trained at last.
+        """
         steps: dict[int, list[str]] = {}
         for path in sorted(self.records.glob("rank-*.txt")):
-            last = {int(line.split()[0]): line.split()[1:] for line in path.read_text().splitlines()}
+            records = [line.split() for line in path.read_text().splitlines()]
+            last = {int(step): names for step, *names in records}
+            assert went_back or len(last) == len(records), f"{path.name} has a step twice:\n{path.read_text()}"
             for step, names in last.items():
                 steps.setdefault(step, []).extend(names)
         return steps

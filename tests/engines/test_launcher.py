@@ -194,7 +194,7 @@ def test_with_restarts_killed_servers_master_and_ranks_cost_time_only(launch, tm
     assert "The Mooncake master ended with signal SIGKILL; it is started again" in run.said
     losses, order = in_process(tree, tmp_path)
     assert run.losses() == pytest.approx(losses, rel=2e-3)
-    trained = run.trained()
+    trained = run.trained(went_back=True)
     assert sorted(trained) == sorted(order) and all(sorted(trained[step]) == sorted(order[step]) for step in order)
     assert "The store holds 0 object(s) at the end" in run.said
 
@@ -260,6 +260,15 @@ def test_serve_target_tells_what_training_needs_and_training_uses_it(launch, sta
     os.kill(serving.pid, signal.SIGTERM)
     assert serving.wait() == 0
     assert not [pid for pid in everything if alive(pid)]
+
+
+def test_serve_target_tells_programs_what_it_would_start(launch, stand_in, tmp_path):
+    tree = launch.tree()
+    run = launch(tree, "serve-target", str(tmp_path / "config.yaml"), "--dry-run", "--json")
+    assert run.wait() == 0, run.said
+    commands = json.loads(run.said)["commands"]
+    assert sorted(commands) == ["master", "server 0", "server 1"]
+    assert f"--port={tree['online']['port']}" in commands["server 0"] and "mooncake_master" in commands["master"]
 
 
 def test_ports_and_store_are_looked_at_before_anything_starts(launch):

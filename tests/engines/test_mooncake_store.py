@@ -216,6 +216,19 @@ def test_a_sweep_removes_one_generation_and_no_other_even_what_was_just_read(sto
         key_prefix(".*")
 
 
+def test_all_that_is_there_can_be_named(doomed):
+    assert doomed.store.keys() == []
+    keys = ["dflash/a/0/rank0/x", "dflash/probe/y"]
+    for key in keys:
+        doomed.owner.put(key, size=1024)
+    assert sorted(doomed.store.keys()) == keys
+    doomed.store.remove(keys[:1])
+    assert doomed.store.keys() == keys[1:]
+    doomed.master.stop()
+    with pytest.raises(MasterDown, match="metrics"):
+        doomed.store.keys()
+
+
 def test_a_dead_owner_is_an_error_at_every_read_until_its_objects_are_gone(doomed):
     store, buffer = doomed.store, doomed.buffer
     for key in ("dflash/a/1", "dflash/a/2"):
