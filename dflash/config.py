@@ -160,8 +160,8 @@ class MetricsConfig(Section):
 
 
 class RunConfig(Section):
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; default: by epochs")
-    epochs: float | None = Field(None, gt=0, description="passes over the training data; instead of max_steps")
+    max_steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; default: by epochs")
+    epochs: float | None = Field(None, gt=0, le=1e6, description="passes over the training data; instead of max_steps")
     batch_size: int = Field(8, ge=1, description="rows per optimizer step, over all ranks and micro-batches")
     micro_batch_size: int = Field(1, ge=1, description="rows per forward and backward on one rank")
     seed: int = Field(0, ge=0)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dflash.config_section import Section, UserPath
+from dflash.devices import MOST_GPUS
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
@@ -16,10 +17,10 @@ class OnlineConfig(Section):
     servers: list[str] | None = Field(
         None, min_length=1, description="addresses of running servers; default: the launcher starts them"
     )
-    num_servers: int = Field(1, ge=1, description="servers to start")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs of each server")
+    num_servers: int = Field(1, ge=1, le=MOST_GPUS, description="servers to start")
+    tensor_parallel: int = Field(1, ge=1, le=MOST_GPUS, description="GPUs of each server")
     trainers: int | None = Field(
-        None, ge=1, description="ranks to start; default: one for each GPU that no server has, 1 on a CPU"
+        None, ge=1, le=MOST_GPUS, description="ranks to start; default: one for each GPU that no server has, 1 on a CPU"
     )
     host: str | None = Field(
         None, min_length=1, description="address by which other machines reach this one; default: this machine only"

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+MOST_GPUS = 4096  # that a run may ask for: more than anybody divides, few enough to look at each
 # The driver of a machine of its own, and of Windows' subsystem for Linux.
 _NVIDIA_DRIVER = ("/proc/driver/nvidia/version", "/dev/dxg")
 

@@ -107,6 +107,15 @@ def test_all_that_a_machine_lacks_is_said_at_once(tree, tmp_path, monkeypatch):
     assert not plan.faults
 
 
+@pytest.mark.parametrize("host", ["999.1.1.1", "a..b", "203.0.113.7"])
+def test_a_host_that_is_not_this_machine_is_one_complaint(tree, tmp_path, host):
+    tree["online"]["host"] = host
+    lacking = plan_run(tree, "test", tmp_path / "run").lacking
+    told = [complaint.sentence for complaint in lacking if host in complaint.sentence]
+    assert len(told) == 1 and told[0].startswith(f"online.host = {host!r} is no address of this machine (")
+    assert not any("port" in complaint.sentence for complaint in lacking)
+
+
 def test_a_store_that_cannot_hold_what_is_in_flight_is_refused_with_the_size_it_takes(tree, tmp_path):
     tree["online"]["store_gib"] = 2
     (fault,) = plan_run(tree, "test", tmp_path / "run").faults
@@ -140,6 +149,22 @@ def test_without_a_number_every_gpu_that_no_server_has_trains(tree, eight_gpus):
     assert split(("a", "b", "c"), 1, 2, 1) == ([("a", "b")], ("c",))
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-1f, GPU-2e"}) == ("GPU-1f", "GPU-2e")
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == ()
+
+
+def test_gpus_that_the_driver_does_not_have_are_not_visible_whatever_is_listed(tmp_path):
+    driver = tmp_path / "gpus"
+    for bus in ("0000:01:00.0", "0000:02:00.0"):
+        (driver / bus).mkdir(parents=True)
+
+    def seen(listed: str, folder=driver) -> tuple[str, ...]:
+        return visible_gpus({"CUDA_VISIBLE_DEVICES": listed}, folder)
+
+    assert visible_gpus({}, driver) == seen("0,1,2,3,4,5,6,7") == ("0", "1")
+    assert seen("1, 0") == ("1", "0")
+    assert seen("1,9,0") == seen("1,-1,0") == ("1",)  # CUDA stops at the first that is none
+    assert seen("GPU-1f, GPU-2e, MIG-3") == ("GPU-1f", "GPU-2e", "MIG-3")
+    # Where /proc does not tell of the driver, nobody but the list knows.
+    assert seen("0,1,2", tmp_path / "none") == ("0", "1", "2") and visible_gpus({}, tmp_path / "none") == ()
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def test_split_store_and_times_are_those_computed_by_hand():
     assert plan.in_flight == 4 and plan.in_flight_needed == 2  # (2 x 2 + 0.512) / 4, rounded up
     assert (plan.epoch_rows, plan.epoch_seconds) == (1200, pytest.approx(1200 * 200 / 2000))
     assert (plan.run_rows, plan.run_seconds) == (2400, pytest.approx(2400 * 200 / 2000))
+    assert (plan.epoch_rows_are, plan.run_rows_are) == ("at most", "exactly")
     assert plan.regenerate_seconds is None
     assert [(one.serving, one.training) for one in plan.splits] == [(1, 4), (2, 4), (3, 3), (4, 2), (5, 1)]
 
@@ -100,6 +101,20 @@ def test_without_a_number_of_conversations_there_is_no_epoch():
     assert known.run_rows == 216 and known.run_seconds == pytest.approx(216 * 200 / 2000)  # 9 steps of 24
 
 
+def test_packed_rows_are_estimated_from_the_length_of_conversations_and_say_so():
+    packed = config(data={"packing": True}, run={"max_steps": None, "epochs": 2})
+    plan = plan_pipeline(packed, FACTS, rates(), 6, conversations=1200)
+    assert (plan.epoch_rows, plan.epoch_rows_are) == (480, "about")  # 1200 x 200 / 500
+    assert plan.epoch_seconds == pytest.approx(1200 * 200 / 2000)  # no more tokens than without packing
+    assert (plan.run_rows, plan.run_rows_are, plan.run_seconds) == (960, "about", pytest.approx(960 * 500 / 2000))
+    assert any("rows are estimated" in note and note.endswith("tokens of one are stated.") for note in plan.notes)
+    assert training_flops(packed, FACTS, SHAPE, 500) == pytest.approx(
+        0.4 * 989e12 / complete_rates({"length": Rate(200, "stated")}, packed, FACTS, SHAPE, "h100").training.value
+    )
+    unknown = plan_pipeline(packed, FACTS, complete_rates({}, packed, FACTS, SHAPE, "h100"), 6, conversations=1200)
+    assert (unknown.epoch_rows, unknown.epoch_rows_are) == (1200, "at most")
+
+
 def test_more_servers_and_a_slower_way_need_more_documents_in_flight():
     assert in_flight_needed(servers=1, ranks=8, reading=0.0) == 1
     assert in_flight_needed(servers=6, ranks=2, reading=0.0) == 6
@@ -128,12 +143,13 @@ def test_what_was_only_assumed_is_named():
     assert not any("assumed" in note for note in plan_pipeline(config(), FACTS, rates(), 6).notes)
 
 
-def write_run(folder, source: str, records: list[dict], world_size: int | None = None):
+def write_run(folder, source: str, records: list[dict], world_size: int | None = None, *, packing=False):
     from dflash.config import dump_config
 
     folder.mkdir(parents=True)
     features = {"source": source} | ({"cache": "features"} if source == "cache" else {})
-    tree = {"data": {"train": ["talk.jsonl"]}, "features": features, "run": {"batch_size": 4, "device": "cpu"}}
+    data, size = {"train": ["talk.jsonl"], "packing": packing}, {"batch_size": 4, "device": "cpu"}
+    tree = {"data": data, "features": features, "run": size}
     (folder / "config.yaml").write_text(dump_config(parse_config(tree, "test")))
     lines = [json.dumps(record) for record in records]
     (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "tra']))  # cut, as that of a killed run
@@ -165,6 +181,13 @@ def test_an_online_run_measures_every_rate(tmp_path):
     assert found["link"].value == pytest.approx(8e6 / 0.1 / 4)
     assert found["length"].value == 300
     assert {rate.origin for rate in found.values()} == {f"measured in {run}"}
+
+
+def test_a_packed_run_measures_the_length_of_its_conversations_not_of_its_rows(tmp_path):
+    found = measured_rates(write_run(tmp_path / "packed", "online", [record(1), record(2)], packing=True))
+    assert found["length"].value == 200_000 / 50
+    cached = [{key: value for key, value in record(n).items() if key != "online"} for n in (1, 2)]
+    assert "length" not in measured_rates(write_run(tmp_path / "cached", "cache", cached, world_size=2, packing=True))
 
 
 def test_a_run_that_regenerated_its_answers_measures_that_as_well(tmp_path):
@@ -227,15 +250,33 @@ def test_the_command_says_where_every_number_comes_from(tmp_path, capsys):
     assert plan["split"]["serving"] + plan["split"]["training"] <= 8
 
 
+def test_numbers_that_nobody_counted_are_called_bounds_and_a_time_without_end_is_still_told(capsys):
+    assert main(["plan", "qwen3-8b-8xh100-online", "--train-rate", "0.001"]) == 0
+    out = capsys.readouterr().out
+    assert "for at most 799,744 rows" in out and "centuries" in out
+    assert main(["plan", "qwen3-8b-8xh100-online", "data.packing=true", "--length", "512"]) == 0
+    assert "for about 199,936 rows" in capsys.readouterr().out
+
+
+def test_the_most_gpus_are_divided_at_once(capsys):
+    assert main(["plan", "qwen3-8b-8xh100", "run.batch_size=4096", "--gpus", "4096", "--json"]) == 0
+    splits = json.loads(capsys.readouterr().out)["splits"]
+    assert len(splits) == 4095 and splits[1]["training"] == 2048
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["qwen3-8b-8xh100", "--gpus", "1"], "2 or more"),
+        (["qwen3-8b-8xh100", "--gpus", "1"], "from 2 to 4,096"),
         (["qwen3-8b-8xh100", "--prefill-rate", "0"], "not a number from"),
         (["no-such-recipe"], "no-such-recipe"),
         (["qwen3-8b-8xh100", "online.tensor_parallel=9"], "cannot be divided"),
         (["qwen3-8b-8xh100", "target.name=some/unknown"], "sizes of target 'some/unknown'"),
         (["qwen3-8b-8xh100", "--run", "nowhere"], "no run folder"),
+        (["qwen3-8b-8xh100", "--length", "1e9"], "--length 1e+09 is more than data.max_length = "),
+        (["qwen3-8b-8xh100", "--gpus", "100000"], "not a whole number from 2 to 4,096"),
+        (["qwen3-8b-8xh100", "--serving", "99999"], "not a whole number from 1 to 4,096"),
+        (["qwen3-8b-8xh100", "online.num_servers=100000000"], "online.num_servers"),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(arguments, complaint, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dflash.cli.options import number_between, whole_number
+from dflash.devices import MOST_GPUS
 from dflash.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ _RATES = {  # option -> (name in `Rates`, what it is)
     "--prefill-rate": ("prefill", "target tokens/s that one serving GPU prefills"),
     "--train-rate": ("training", "tokens/s that one training GPU puts through when it never waits"),
     "--link-rate": ("link", "GB/s that one rank can read from the store"),
-    "--length": ("length", "tokens of a row, on average"),
+    "--length": ("length", "tokens of a conversation, on average"),
     "--generate-rate": ("generation", "answer tokens/s that one serving GPU generates"),
     "--answer-length": ("answer", "tokens of a regenerated answer, on average"),
 }
 
 
+_CENTURY = 100 * 365.25 * 86400  # seconds
 _LIMITS = {"servers": "the servers", "trainer": "the trainer", "link": "the way from the store"}
 
 
@@ -38,13 +40,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("config", help="YAML file, or the name of a shipped recipe")
     parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="settings that replace the file's")
-    parser.add_argument("--gpus", type=whole_number(2), default=8, metavar="N", help="GPUs to divide")
+    parser.add_argument("--gpus", type=whole_number(2, MOST_GPUS), default=8, metavar="N", help="GPUs to divide")
     parser.add_argument(
-        "--serving", type=whole_number(1), metavar="N", help="GPUs that serve; left out, the best number"
+        "--serving", type=whole_number(1, MOST_GPUS), metavar="N", help="GPUs that serve; left out, the best number"
     )
     parser.add_argument(
-        "--conversations", type=whole_number(1), metavar="N", help="to train on; left out, counted where data.train "
-        "holds files"
+        "--conversations", type=whole_number(1, 10**12), metavar="N", help="to train on; left out, counted where "
+        "data.train holds files"
     )
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     rates = parser.add_argument_group("rates")
@@ -98,6 +100,12 @@ def _plan(args: argparse.Namespace) -> "PipelinePlan":
     if conversations is None:
         counted = count_conversations(config.data.train, config.data.limit)
         conversations = counted and max(0, counted - config.data.validation_size) or None
+    for option, tokens in (("--length", args.length), ("--answer-length", args.answer)):
+        if tokens is not None and tokens > config.data.max_length:
+            raise UserError(
+                f"{option} {tokens:g} is more than data.max_length = {config.data.max_length}, at which conversations "
+                "are cut: state less, or set data.max_length."
+            )
     rates = complete_rates(_given(args), config, facts, shape, args.gpu)
     return plan_pipeline(config, facts, rates, args.gpus, serving=args.serving, conversations=conversations)
 
@@ -128,11 +136,11 @@ def _lines(plan: "PipelinePlan") -> Iterator[str]:
     )
     yield f"Host memory per rank: up to {_size(plan.host_bytes)} of buffers"
     yield f"In flight per rank: {plan.in_flight}; {plan.in_flight_needed} keep the servers busy"
-    for what, rows, seconds in (
-        ("Epoch", plan.epoch_rows, plan.epoch_seconds),
-        ("Run", plan.run_rows, plan.run_seconds),
+    for what, rows, bound, seconds in (
+        ("Epoch", plan.epoch_rows, plan.epoch_rows_are, plan.epoch_seconds),
+        ("Run", plan.run_rows, plan.run_rows_are, plan.run_seconds),
     ):
-        time = "not known: state --conversations" if seconds is None else f"{_time(seconds)} for {rows:,} rows"
+        time = "not known: state --conversations" if seconds is None else f"{_time(seconds)} for {bound} {rows:,} rows"
         yield f"{what}: {time}"
     if plan.regenerate_seconds is not None:
         yield f"Regenerating the answers: {_time(plan.regenerate_seconds)} before the first step"
@@ -145,7 +153,7 @@ def _rate_lines(plan: "PipelinePlan") -> Iterator[str]:
         ("target, tokens/s per serving GPU", plan.rates.prefill, 1),
         ("trainer, tokens/s per training GPU", plan.rates.training, 1),
         ("store to rank, GB/s", plan.rates.link, 1e9),
-        ("tokens per row", plan.rates.length, 1),
+        ("tokens per conversation", plan.rates.length, 1),
     ]
     if plan.regenerate_seconds is not None:
         rows.append(("answers, tokens/s per serving GPU", plan.rates.generation, 1))
@@ -180,4 +188,6 @@ def _size(size: float) -> str:
 
 
 def _time(seconds: float) -> str:
+    if seconds > _CENTURY:
+        return f"{seconds / _CENTURY:,.0f} centuries"
     return str(timedelta(seconds=round(seconds)))

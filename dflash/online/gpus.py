@@ -2,19 +2,29 @@
 
 import os
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 _DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU
 
 
-def visible_gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Their names as CUDA_VISIBLE_DEVICES would list them; where it is not set, "0" and so on, as the driver counts."""
+def visible_gpus(environment: Mapping[str, str] = os.environ, driver: Path = _DRIVER) -> tuple[str, ...]:
+    """Their names as CUDA_VISIBLE_DEVICES would list them; where it is not set, "0" and so on, as the driver counts.
+
+    As CUDA reads that list, it ends before the first index that the driver does not have; names such as GPU-1f... are
+    taken as they are. A list is believed where the driver's folder is missing, since /proc tells nothing in Windows'
+    subsystem for Linux and in some sandboxes; a driver that is missing altogether is another complaint's business.
+    """
+    count = sum(1 for _ in driver.iterdir()) if driver.is_dir() else None
     listed = environment.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        return tuple(name.strip() for name in listed.split(",") if name.strip() not in ("", "-1"))
-    count = sum(1 for _ in _DRIVER.iterdir()) if _DRIVER.is_dir() else 0
-    return tuple(map(str, range(count)))
+    if listed is None:
+        return tuple(map(str, range(count or 0)))
+
+    def is_there(name: str) -> bool:
+        return name not in ("", "-1") and (count is None or not name.isdecimal() or int(name) < count)
+
+    return tuple(takewhile(is_there, map(str.strip, listed.split(","))))
 
 
 def split(

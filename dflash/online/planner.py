@@ -1,21 +1,24 @@
 """What a pipeline on so many GPUs amounts to: split, store, time of an epoch. Pure arithmetic, told in docs/online.md.
 
 Letters: s serving and t training GPUs, p, q tokens/s per serving and training GPU, l bytes/s that a rank reads, n
-captured layers of E numbers of b bytes, S tokens of a row on average and M at most, D documents a rank has in flight.
+captured layers of E numbers of b bytes, S tokens of a conversation on average, M of a row at most, D documents that a
+rank has in flight.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from dflash.config import TrainConfig
 from dflash.errors import UserError
-from dflash.online.rates import Rates
+from dflash.online.rates import Rates, row_length
 from dflash.online.split import Capacity, Split, best_split, splits
 from dflash.online.store_size import document_bytes, needed_bytes, segment_bytes
 from dflash.target_facts import TargetFacts
 from dflash.training.estimate import steps_of
+
+Bound = Literal["at most", "about", "exactly"]
 
 _ENOUGH = 2  # requests of a server: one being prefilled, one that waits for it
 _ALWAYS = ("prefill", "training", "link", "length")  # rates that count whether or not answers are regenerated
@@ -39,9 +42,11 @@ class PipelinePlan:
     host_bytes: int  # buffers of a rank, at most: 2 * D * M * n*E*b
     in_flight: int  # D
     in_flight_needed: int  # of each rank: two per server, and those on the way
-    epoch_rows: int | None  # at most
+    epoch_rows: int | None
+    epoch_rows_are: Bound  # conversations that teach nothing are left out later; packed rows are estimated
     epoch_seconds: float | None
     run_rows: int | None
+    run_rows_are: Bound
     run_seconds: float | None
     regenerate_seconds: float | None  # before the first step, where answers are regenerated
     notes: tuple[str, ...]
@@ -75,9 +80,12 @@ def plan_pipeline(
         raise UserError(_impossible(config, gpus, serving, found))
     planned = _as_divided(config, chosen)
     servers, rate = chosen.serving // size, chosen.tokens_per_s
-    steps = config.run.max_steps or steps_of(config.run.epochs, conversations, config.run.batch_size)
+    length, packing = rates.length.value, config.data.packing
+    per_row = max(1, config.data.max_length / length) if packing else 1  # conversations
+    epoch_rows = conversations and math.ceil(conversations / per_row)
+    epoch_rows_are: Bound = "about" if packing and not rates.length.is_assumed else "at most"
+    steps = config.run.max_steps or steps_of(config.run.epochs, epoch_rows, config.run.batch_size)
     rows = steps and steps * config.run.batch_size
-    length = rates.length.value
     regenerated = conversations if config.online.regenerate else None
     return PipelinePlan(
         gpus=gpus,
@@ -93,10 +101,12 @@ def plan_pipeline(
         host_bytes=_AHEAD * config.online.in_flight * document_bytes(config, facts),
         in_flight=config.online.in_flight,
         in_flight_needed=in_flight_needed(servers, chosen.training, rate * width / rates.link.value),
-        epoch_rows=conversations,
+        epoch_rows=epoch_rows,
+        epoch_rows_are=epoch_rows_are,
         epoch_seconds=conversations and conversations * length / rate,
         run_rows=rows,
-        run_seconds=rows and rows * length / rate,
+        run_rows_are="exactly" if config.run.max_steps else epoch_rows_are,
+        run_seconds=rows and rows * (row_length(config, length) / rate),
         regenerate_seconds=(
             regenerated and regenerated * rates.answer.value / (chosen.serving * rates.generation.value)
         ),
@@ -142,9 +152,14 @@ def _impossible(config: TrainConfig, gpus: int, serving: int | None, found: Sequ
 
 def _notes(config: TrainConfig, gpus: int, chosen: Split, rates: Rates) -> Iterator[str]:
     counting = [field.name for field in fields(rates) if config.online.regenerate or field.name in _ALWAYS]
-    assumed = [name for name in counting if getattr(rates, name).origin.startswith("assumed")]
+    assumed = [name for name in counting if getattr(rates, name).is_assumed]
     if assumed:
         yield f"Neither measured nor stated, only assumed: {', '.join(assumed)}. A short run with --run measures most."
+    if config.data.packing:
+        yield (
+            "With data.packing, an epoch's rows are estimated as conversations x tokens of one / data.max_length; "
+            f"tokens of one are {rates.length.origin}."
+        )
     if chosen.limit == "link":
         yield "The way from the store limits this split: a faster link would help more than another GPU."
     online, servers = config.online, chosen.serving // config.online.tensor_parallel

@@ -11,13 +11,15 @@ def free_port() -> int:
 
 
 def why_unusable(host: str, port: int) -> str | None:
-    """Why nothing can listen there, None where it can; `host` is an address of this machine."""
+    """Why nothing can listen there, None where it can. Port 0 is any: its reason tells of the host alone."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger are no obstacle
         try:
             probe.bind((host, port))
         except OSError as error:
             return error.strerror or str(error)
+        except UnicodeError:  # "a..b", say, is no name to look up
+            return "Name not valid"
     return None
 
 

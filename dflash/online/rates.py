@@ -7,12 +7,13 @@ Assumptions are arithmetic: floating-point operations per token over what a GPU 
                2*S*n*E^2 for `fc`; per layer 2*Q*(2*E*h*D + 3*E*F) for queries, output and MLP, 4*(S + Q)*E*g*D for
                keys and values, 4*Q*(S/2 + K)*h*D for attention; 2*N*(K-1)*E*V for the logits
 
-S tokens of a row, N anchors, K slots of a block, Q = N*K, E hidden size, F width of the MLP, h heads and g key/value
-heads of D dimensions, n features, V vocabulary or `objective.candidates`.
+S tokens of a conversation for prefill, of a row for training (with packing data.max_length, of several conversations),
+N anchors, K slots of a block, Q = N*K, E hidden size, F width of the MLP, h heads and g key/value heads of D
+dimensions, n features, V vocabulary or `objective.candidates`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ class Rate:
     value: float
     origin: str
 
+    @property
+    def is_assumed(self) -> bool:
+        """Whether nobody stated or measured it."""
+        return self.origin.startswith("assumed")
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -49,7 +55,7 @@ class Rates:
     prefill: Rate  # target tokens/s per serving GPU
     training: Rate  # tokens/s per training GPU that never waits
     link: Rate  # bytes/s that one training GPU's rank reads from the store
-    length: Rate  # tokens per row, on average
+    length: Rate  # tokens of a conversation, on average
     generation: Rate  # answer tokens/s per serving GPU, where answers are regenerated
     answer: Rate  # tokens of a regenerated answer, on average
 
@@ -69,7 +75,7 @@ def complete_rates(
     """
     reached = PEAK_TFLOPS[gpu] * 1e12 * _REACHED
     why = f"assumed: {_REACHED:.0%} of {PEAK_TFLOPS[gpu]:g} TFLOP/s ({gpu.upper()})"
-    length = given.get("length") or Rate(config.data.max_length, "assumed: every row as long as data.max_length")
+    length = given.get("length") or Rate(config.data.max_length, "assumed: each as long as data.max_length")
     if "prefill" not in given and facts.parameters is None:
         raise UserError(
             f"Target {config.target.name!r} has experts, so its rate cannot be assumed: state it with --prefill-rate."
@@ -77,13 +83,18 @@ def complete_rates(
     prefill = given.get("prefill") or Rate(reached / prefill_flops(facts, length.value), why)
     assumed = {
         "prefill": prefill,
-        "training": Rate(reached / training_flops(config, facts, shape, length.value), why),
+        "training": Rate(reached / training_flops(config, facts, shape, row_length(config, length.value)), why),
         "link": Rate(_LINK[config.online.protocol], f"assumed for online.protocol = {config.online.protocol!r}"),
         "length": length,
         "generation": Rate(_GENERATION_SHARE * prefill.value, f"assumed: {_GENERATION_SHARE:.0%} of prefill's rate"),
-        "answer": Rate(length.value / 2, "assumed: half of a row"),
+        "answer": Rate(length.value / 2, "assumed: half of a conversation"),
     }
     return Rates(**{**assumed, **given})
+
+
+def row_length(config: TrainConfig, conversation: float) -> float:
+    """Tokens of a row, from those of a conversation: packing fills rows almost completely."""
+    return config.data.max_length if config.data.packing else conversation
 
 
 def prefill_flops(facts: TargetFacts, length: float) -> float:
@@ -124,8 +135,9 @@ def measured_rates(run: Path) -> dict[str, Rate]:
             f"Run {str(run)!r} ran the target in its own process, so that its speed is that of both together: give a "
             "run with features.source online or cache, or state the rates."
         )
-    found = {"length": Rate(sum(line["tokens"] for line in steps) / len(steps) / config.run.batch_size, where)}
     load = load_of(steps)
+    length = _conversation_length(config, steps)
+    found = {} if length is None else {"length": Rate(length, where)}
     if load is None:
         speed = [line["tokens_per_s"] / max(0.001, 1 - line["data_wait_percent"] / 100) for line in steps[1:] or steps]
         return {**found, "training": Rate(sum(speed) / len(speed) / _ranks(run), where)}
@@ -144,6 +156,14 @@ def _tells_speed(line: Mapping[str, Any]) -> bool:
     """Whether a line has all that rates are taken from; those of other versions, and of a first step, may not."""
     told = all(isinstance(line.get(name), (int, float)) for name in ("tokens", "tokens_per_s", "data_wait_percent"))
     return told and line.get("kind") == "train" and line["tokens_per_s"] > 0
+
+
+def _conversation_length(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> float | None:
+    """Tokens of a conversation on average; None where they were packed, and no server was asked for each."""
+    if not config.data.packing:
+        return sum(line["tokens"] for line in steps) / len(steps) / config.run.batch_size
+    counted = [online for line in steps if isinstance(online := line.get("online"), dict) and online.get("documents")]
+    return counted[-1]["tokens"] / counted[-1]["documents"] if counted else None
 
 
 def _answering(run: Path, serving: int, where: str) -> dict[str, Rate]:

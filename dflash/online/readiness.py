@@ -88,6 +88,13 @@ def _gpus(config: TrainConfig, deployment: Deployment) -> Iterator[Complaint]:
 
 def _ports(config: TrainConfig, deployment: Deployment) -> Iterator[Complaint]:
     online, host = config.online, config.online.host or "127.0.0.1"
+    if reason := why_unusable(host, 0):  # no port of it could be used
+        yield Complaint(
+            ("online.host",),
+            f"online.host = {host!r} is no address of this machine ({reason}): give the one by which the others reach "
+            "it.",
+        )
+        return
     wanted = {server.port: "online.port" for server in deployment.servers}
     if deployment.master is not None:
         wanted |= {online.master_port: "online.master_port", online.metrics_port: "online.metrics_port"}

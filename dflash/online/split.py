@@ -6,6 +6,7 @@ s serving and t training GPUs; p tokens/s that a serving one delivers, q that a 
 read.
 """
 
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -51,10 +52,10 @@ def splits(
 
     Of what the servers leave, the most GPUs train that `ranks_fit` lets share a step's rows.
     """
+    fitting = [ranks for ranks in range(1, gpus) if ranks_fit(ranks)]
     for serving in range(server_gpus, gpus, server_gpus):
-        training = next((ranks for ranks in range(gpus - serving, 0, -1) if ranks_fit(ranks)), None)
-        if training is not None:
-            yield split(serving, training, capacity)
+        if fewer := bisect(fitting, gpus - serving):
+            yield split(serving, fitting[fewer - 1], capacity)
 
 
 def best_split(found: list[Split]) -> Split | None:
