@@ -31,6 +31,7 @@ from dflash.training.run_folder import RunFolder
 _TICK_SECONDS = 0.25
 _SIGN_OF_LIFE_SECONDS = 5.0  # between two of them while no rank gives any
 _FINISH_SECONDS = 120.0  # for a step and a checkpoint when a part is gone and the others still serve
+_FIND_MASTER_SECONDS = 15.0  # a client needs a while to find a master that was started again
 _HOPELESS_SECONDS = 3.0  # the same when no document can be captured any more: the step will not end
 
 
@@ -187,14 +188,19 @@ class Launcher:
 
     def _clear(self, store: MooncakeStore) -> None:
         """Remove what requests left that were given up, and say what the store holds at the end."""
-        try:
-            swept = sweep_run(store, self._run.path)
-            # A server that died while it was proved may have left its probe; this store is the run's alone.
-            swept += store.sweep(key_prefix("probe"))
-            left = store.usage()
-        except (UserError, StoreError) as error:
-            self._say(f"The store cannot be looked at any more: {error}")
-            return
+        deadline = time.monotonic() + _FIND_MASTER_SECONDS
+        while True:
+            try:
+                swept = sweep_run(store, self._run.path)
+                # A server that died while it was proved may have left its probe; this store is the run's alone.
+                swept += store.sweep(key_prefix("probe"))
+                left = store.usage()
+                break
+            except (UserError, StoreError) as error:
+                if self._stops.count > 1 or not self._engines.can_serve or time.monotonic() > deadline:
+                    self._say(f"The store cannot be looked at any more: {error}")
+                    return
+            time.sleep(_TICK_SECONDS)
         self._say(f"The store holds {left.objects} object(s) at the end; {swept} left by this run were removed.")
 
     def _show_waiting(self, what: str) -> None:

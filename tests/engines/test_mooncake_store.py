@@ -335,7 +335,7 @@ def test_a_port_in_use_is_refused_before_anything_starts(master, tmp_path):
 
 def test_a_master_that_ended_is_reported_with_its_signal_and_the_end_of_its_log(tmp_path):
     master = MasterProcess(tmp_path / "master.log", **new_ports())
-    until(lambda: "started" in master.child.log_tail(), seconds=2)
+    until(lambda: "Master service started" in master.child.log_tail(), seconds=10)
     os.kill(master.child.pid, signal.SIGKILL)
     until(lambda: master.child.returncode is not None, seconds=2)
     with pytest.raises(ChildFailed, match=r"Mooncake master ended with signal SIGKILL(.|\n)*Master service started"):
