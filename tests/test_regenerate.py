@@ -414,6 +414,16 @@ def test_other_settings_neither_go_on_nor_pass_for_done(launch, make, tmp_path):
         make(data, launch(answer), seed=1)
 
 
+def test_data_that_was_mended_is_in_nobodys_way(launch, make, tmp_path):
+    data = tmp_path / "talk.jsonl"
+    data.write_text("no json\n")
+    with pytest.raises(UserError, match="holds no conversations"):
+        make(str(data), launch(answer))
+    assert list(tmp_path.iterdir()) == [data]
+    make(talk(data, 2), launch(answer))
+    assert len(records(tmp_path / "out.jsonl")) == 2
+
+
 def test_a_data_file_that_has_grown_does_not_pass_for_done(launch, make, tmp_path):
     data = talk(tmp_path / "talk.jsonl", 3)
     make(data, launch(answer))

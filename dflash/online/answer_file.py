@@ -75,6 +75,8 @@ class AnswerJournal:
 
     def __exit__(self, *_exception) -> None:
         self.sync()
+        if not self._places:  # nothing that took time: it must not be in the way of other data or settings
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
     def __len__(self) -> int:

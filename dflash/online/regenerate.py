@@ -125,7 +125,6 @@ def regenerate(
         with _Progress(count_conversations(order.data.train, order.data.limit), journal, progress, say) as shown:
             run_to_end(_fill(journal, answerer, _todo(order, journal, ids, unreadable), shown))
         if len(journal.rejects) == len(journal):
-            journal.path.unlink()  # it holds nothing that took time
             raise UserError(_nothing(order, out, journal.rejects, unreadable))
         sitting = {"seconds": round(time.monotonic() - started, 1), "tokens": journal.tokens - before}
         return journal.finish(
