@@ -146,7 +146,13 @@ def test_another_revision_raises_a_doubt_where_both_sides_name_one():
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("gpt2", "gpt2"), ("models--gpt2/snapshots/1", "gpt2"), ("/", "/"), ("C:\\models\\m", "m"), ("a/models--o--m--v2", "m--v2")],
+    [
+        ("gpt2", "gpt2"),
+        ("models--gpt2/snapshots/1", "gpt2"),
+        ("a/models--o--m--v2", "m--v2"),
+        ("C:\\models\\m", "m"),
+        ("/", "/"),
+    ],
 )
 def test_the_name_of_a_model_is_the_last_part_that_means_something(path, name):
     assert model_name(path) == name

@@ -435,7 +435,8 @@ def test_a_data_file_that_has_grown_does_not_pass_for_done(launch, make, tmp_pat
 
 def test_data_of_which_everything_is_left_out_gives_no_file_and_says_why(launch, make, tmp_path, capsys):
     data = talk(tmp_path / "talk.jsonl", 3)
-    with pytest.raises(UserError, match=r"No conversation of .*talk.jsonl got an answer, .* \(3 left out: an empty answer\)"):
+    words = r"No conversation of .*talk.jsonl got an answer, .* \(3 left out: an empty answer\)"
+    with pytest.raises(UserError, match=words):
         make(data, launch(lambda number, request: "silent"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["talk.jsonl"]
     make(data, launch(answer), temperature=0.5)  # nothing is in the way of another try

@@ -121,8 +121,8 @@ def test_a_run_with_a_conversation_that_is_too_long_for_its_server_ends_with_the
     tree = online_tree(tiny_target_folder, tmp_path, servers=1, ranks=1, steps=20, server_arguments=arguments)
     with open(tree["data"]["train"][0], "a") as talks:
         for n in range(8):
-            answer = {"role": "assistant", "content": f"{n} two three " * 60}
-            talks.write(json.dumps({"id": f"long{n}", "messages": [{"role": "user", "content": "count"}, answer]}) + "\n")
+            messages = [{"role": "user", "content": "count"}, {"role": "assistant", "content": f"{n} two three " * 60}]
+            talks.write(json.dumps({"id": f"long{n}", "messages": messages}) + "\n")
     run = Launched(tree, tmp_path)
     try:
         assert run.wait() == 1, run.said
