@@ -17,8 +17,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     install = actions.add_parser(
         "install",
         help="build the environment, or bring it up to date",
-        description="Build the environment: about 3 GB and 2 minutes for a CPU. Running it again is quick, and "
-        "completes what was interrupted. The CUDA form has not been run yet.",
+        description="Build the environment: about 3 GB and 2 minutes for a CPU. Running it again is quick, and it "
+        "completes what was interrupted. The CUDA form has not been run yet. A patched SGLang (`dflash patch`) is kept: "
+        "beside it only the capture plugin is installed.",
     )
     _add_place(install)
     install.add_argument(

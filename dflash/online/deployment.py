@@ -119,7 +119,8 @@ class Deployment:
             yield "master", shlex.join(["mooncake_master", *self.master.arguments()])
         for number, server in enumerate(self.servers):
             command = [str(self.environment.python), "-I", "-m", "sglang.launch_server", *server.arguments()]
-            yield f"server {number}", _in_shell(command, server.gpus, self.capture.environment())
+            variables = self.environment.device_variables | self.capture.environment()
+            yield f"server {number}", _in_shell(command, server.gpus, variables)
 
     def of_ranks(self, command: list[str]) -> str:
         """The command that starts the ranks, as a shell would take it."""

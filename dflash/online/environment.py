@@ -21,6 +21,7 @@ from typing import Literal
 from dflash.devices import nvidia_driver_is_here
 from dflash.errors import UserError
 from dflash.online.installer import Installer
+from dflash.online.patching import SourcePatch, shipped_patches
 from dflash.online.plugin_wheel import build_plugin_wheel, plugin_version
 
 Device = Literal["cpu", "cuda"]
@@ -65,6 +66,14 @@ class EngineEnvironment:
         return f"dflash engines install --device {self.device}" + ("" if default else f" --dir {self.folder}")
 
     @property
+    def is_patched(self) -> bool:
+        """Whether it holds an older SGLang with the patch that is shipped for it (`dflash patch`): that one is kept."""
+        try:
+            return SourcePatch.find(self.folder).state() == "patched"
+        except UserError:  # no SGLang, one without a patch, or one that somebody else changed
+            return False
+
+    @property
     def is_installed(self) -> bool:
         """Whether an installation was finished, with the packages and the plugin that this version wants."""
         return self._stamp() == self._wanted()
@@ -78,7 +87,8 @@ class EngineEnvironment:
     def install(self, python: str = sys.executable) -> bool:
         """Build or complete it, with this Python; returns whether there was anything to do.
 
-        An interrupted installation is completed by the next one. Only one process installs; others wait for it.
+        An interrupted installation is completed by the next one. Only one process installs; others wait for it. Where
+        a patched SGLang is in it, the capture plugin is all that is installed.
 
         Raises:
             UserError: no network, no space, no permission, or something else lies in the folder.
@@ -88,7 +98,7 @@ class EngineEnvironment:
             if stamp == wanted:
                 return False
             installer = Installer(self.python, self.folder / _LOG)
-            if stamp.get("packages") != wanted["packages"]:
+            if stamp.get("packages") != wanted["packages"] and not self.is_patched:
                 self._require_space()
                 installer.create(python, self.folder)
                 for file, options in self._requirement_files():
@@ -126,14 +136,20 @@ class EngineEnvironment:
         sentences = []
         if found["sglang"] is None:
             sentences.append(f"SGLang is not installed: run '{self.install_command}'.")
-        elif found["sglang"] != SGLANG_VERSION:
+        elif found["sglang"] in shipped_patches() and not self.is_patched:
+            sentences.append(
+                f"SGLang {found['sglang']} is installed without its patch: run 'dflash patch apply {self.folder}', or "
+                f"'{self.install_command}' to have {SGLANG_VERSION} in its place."
+            )
+        elif found["sglang"] != SGLANG_VERSION and not self.is_patched:
             sentences.append(
                 f"SGLang {found['sglang']} is installed, {SGLANG_VERSION} is needed: run '{self.install_command}'."
             )
         if found["mooncake_error"]:
+            by_pip = f"{self.python} -m pip install {MOONCAKE_WHEELS[self.device]}"
             sentences.append(
                 f"Mooncake cannot be imported ({found['mooncake_error']}): run 'sudo apt-get install libibverbs1 "
-                f"libcurl4 libnuma1', then '{self.install_command}'."
+                f"libcurl4 libnuma1', then '{by_pip if self.is_patched else self.install_command}'."
             )
         if found["plugin_error"]:
             sentences.append(
@@ -147,10 +163,13 @@ class EngineEnvironment:
 
     def variables(self) -> dict[str, str]:
         """Environment variables for its processes: this process's, plus what the device needs."""
-        variables = {**os.environ, "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
-        if self.device == "cpu":
-            variables["SGLANG_USE_CPU_ENGINE"] = "1"
-        return variables
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        return {**os.environ, "PATH": path, **self.device_variables}
+
+    @property
+    def device_variables(self) -> dict[str, str]:
+        """Those that SGLang needs on that device."""
+        return {"SGLANG_USE_CPU_ENGINE": "1"} if self.device == "cpu" else {}
 
     def _requirement_files(self) -> Iterator[tuple[Path, list[str]]]:
         if self.device == "cpu":
@@ -159,7 +178,8 @@ class EngineEnvironment:
 
     def _wanted(self) -> dict[str, str]:
         pins = b"".join(file.read_bytes() for file, _ in self._requirement_files())
-        return {"packages": hashlib.sha256(pins).hexdigest(), "plugin": plugin_version(self.device)}
+        packages = "patched" if self.is_patched else hashlib.sha256(pins).hexdigest()
+        return {"packages": packages, "plugin": plugin_version(self.device)}
 
     def _stamp(self) -> dict[str, str]:
         try:

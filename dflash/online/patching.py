@@ -74,14 +74,20 @@ class SourcePatch:
         version = _installed_version(site_packages)
         patches = shipped_patches()
         if version not in patches:
-            if _as_numbers(version) >= NATIVE:
+            native = ".".join(map(str, NATIVE))
+            if version == native:
                 raise UserError(
                     f"SGLang {version} in {str(site_packages)!r} captures without a patch: nothing is to be done."
+                )
+            if _as_numbers(version) >= NATIVE:
+                raise UserError(
+                    f"SGLang {version} in {str(site_packages)!r} is untested: use {native}, which captures without a "
+                    "patch."
                 )
             known = ", ".join(sorted(patches)) or "none is shipped"
             raise UserError(
                 f"There is no patch for SGLang {version} in {str(site_packages)!r} (there are for: {known}): use one "
-                f"of those, or {'.'.join(map(str, NATIVE))}, which needs none."
+                f"of those, or {native}, which needs none."
             )
         return cls(site_packages, list(parse_patch(patches[version].read_bytes())))
 
