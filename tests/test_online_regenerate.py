@@ -124,16 +124,19 @@ RANKS = textwrap.dedent("""
     from dflash.training import world as worlds
     from dflash.training.world import joined
     worlds._PULSE_SECONDS = 0.2
-    here = Path(sys.argv[1])
-    config = TrainConfig.model_validate_json((here / "config.json").read_text())
-    with joined(config) as world:
-        tokenizer = load_tokenizer(config.target.name)
-        try:
-            data = regenerated_data.training_data(config, tokenizer, RunFolder(here), world)
-            told = data.train
-        except UserError as error:
-            told = str(error)
-        (here / f"rank{world.rank}.json").write_text(json.dumps(told))
+
+    def main(here):  # process groups that live on as globals abort a rank now and then when its interpreter ends
+        config = TrainConfig.model_validate_json((here / "config.json").read_text())
+        with joined(config) as world:
+            tokenizer = load_tokenizer(config.target.name)
+            try:
+                data = regenerated_data.training_data(config, tokenizer, RunFolder(here), world)
+                told = data.train
+            except UserError as error:
+                told = str(error)
+            (here / f"rank{world.rank}.json").write_text(json.dumps(told))
+
+    main(Path(sys.argv[1]))
 """)
 
 
