@@ -77,7 +77,7 @@ def test_the_end_of_a_log_is_short_whatever_its_lines_are(tmp_path):
         until(lambda: child.returncode is not None)
     assert log.stat().st_size > 10 << 20
     long, said, other = child.log_tail().splitlines()
-    assert said == "no memory" and set(long) == {"x"} and set(other) == {"y"} and len(long) == len(other) == 1000
+    assert said == "no memory" and long == f"{'x' * 500} ... {'x' * 500}" and other == f"{'y' * 500} ... {'y' * 500}"
 
 
 def test_how_a_process_ended_is_told_even_when_its_log_is_gone_or_its_signal_has_no_name(tmp_path):

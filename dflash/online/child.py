@@ -83,7 +83,7 @@ class Child:
                 text = file.read(_TAIL_BYTES).decode(errors="replace")
         except OSError as error:  # removed meanwhile, say: what the process ended with must be told all the same
             return f"(it cannot be read: {error.strerror})"
-        return "\n".join(line[-_LINE_CHARS:] for line in text.splitlines()[-lines:])
+        return "\n".join(map(_shortened, text.splitlines()[-lines:]))
 
     def terminate(self) -> None:
         """Ask the whole process group to end, and wait for nothing: of several, each may take its time at once."""
@@ -133,3 +133,8 @@ def describe_exit(returncode: int) -> str:
         return f"exit code {returncode}"
     named = -returncode in list(signal.Signals)  # real-time signals have no names
     return f"signal {signal.Signals(-returncode).name if named else -returncode}"
+
+
+def _shortened(line: str) -> str:
+    """Its beginning, which says what it is about, and its end, where it is too long."""
+    return line if len(line) <= _LINE_CHARS else f"{line[: _LINE_CHARS // 2]} ... {line[-_LINE_CHARS // 2 :]}"
