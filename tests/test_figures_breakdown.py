@@ -26,7 +26,8 @@ ROWS = (SizeRow(2, StepCost(20, 2, 21, 1), 30, 1.5, 1.2, (1.0, 1.4)), SizeRow(4,
 def test_groups_are_dots_with_their_intervals_the_first_on_top():
     dots = tau_by_group(GROUPS, "category").data[0]
     assert list(dots.x) == [1.5, 2.5]
-    assert list(dots.y) == ["&lt;b&gt;", "math"], "a name that looks like markup must not become some"
+    shown = tau_by_group(GROUPS, "category").layout.yaxis.ticktext
+    assert list(shown) == ["&lt;b&gt;", "math"], "a name that looks like markup must not become some"
     assert list(dots.error_x.array) == pytest.approx([0, 0.6])
     assert list(dots.error_x.arrayminus) == pytest.approx([0, 0.5])
     assert "100 steps of 4 prompts" in dots.customdata[1][0]
@@ -53,11 +54,23 @@ def test_the_distribution_counts_answers_in_quarters_of_a_token():
 
 
 def test_results_keep_their_order_and_pairs_fall_on_their_side():
-    assert list(tau_over_results({"b": GROUPS["math"], "a": GROUPS["<b>"]}).data[0].x) == ["b", "a"]
+    assert list(tau_over_results({"b": GROUPS["math"], "a": GROUPS["<b>"]}).layout.xaxis.ticktext) == ["b", "a"]
     diagonal, second, first = tau_pairs([("p", 1.5, 2.0), ("q", 2.0, 1.5), ("r", 2.0, 2.0)], "one", "two").data
     assert list(second.x) == [1.5, 2.0] and list(second.y) == [2.0, 2.0]
     assert list(first.x) == [2.0] and list(first.y) == [1.5]
     assert list(diagonal.x) == list(diagonal.y)
+
+
+def test_long_names_that_begin_alike_stay_apart():
+    run = "smollm2-135m-quick-20261123-101500"
+    first, second = names = [f"{run}/step_0000500-1123-140000", f"{run}/step_0001000-1123-141500"]
+    estimates = dict.fromkeys(names, GROUPS["math"])
+    over, groups = tau_over_results(estimates), tau_by_group(estimates, "prompt set")
+    pairs = tau_pairs([("p", 1.5, 2.0)], first, second).layout
+    assert len(set(over.data[0].x)) == len(set(groups.data[0].y)) == 2
+    assert len(set(over.layout.xaxis.ticktext)) == len(set(groups.layout.yaxis.ticktext)) == 2
+    assert "0000500-1123-140000" in over.layout.xaxis.ticktext[0] and len(over.layout.xaxis.ticktext[0]) == 28
+    assert pairs.xaxis.title.text.endswith("0000500-1123-140000") and pairs.yaxis.title.text.endswith("141500")
 
 
 def test_lines_of_equal_speedup_hold_their_speedup_everywhere():

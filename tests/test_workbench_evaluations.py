@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from acceptance_results import write_result
@@ -122,6 +123,7 @@ def desk(tiny_target, tiny_target_folder, tmp_path) -> EvaluateJobs:
         (EvaluationRequest("/no/such/draft", ("two",)), "/no/such/draft"),
         (EvaluationRequest("shipped", ("two",)), "No draft is shipped"),
         (EvaluationRequest("", ("two",), limit=-1), "must not be negative"),
+        (EvaluationRequest("", ("two",), max_new_tokens=99_999_999), "99,999,999 new tokens.*of context.*ask for fewer"),
         (EvaluationRequest("", ("two",), block_size=5), "5 is out of range: choose from 2 to 4"),
     ],
 )
@@ -129,6 +131,22 @@ def test_what_cannot_be_evaluated_is_refused_before_a_job_is_made(desk, request_
     with pytest.raises(UserError, match=said):
         desk.evaluate(request_)
     assert desk.jobs.list() == []
+
+
+def test_a_damaged_draft_is_refused_before_a_job_is_made(desk):
+    weights = Path(desk.bench.draft_name) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for begin in (lambda: desk.evaluate(EvaluationRequest("", ("two",))), lambda: desk.benchmark("")):
+        with pytest.raises(UserError, match="is damaged"):
+            begin()
+    assert desk.jobs.list() == []
+
+
+def test_an_evaluation_that_waits_knows_its_place_behind_everything_that_was_queued_before(desk):
+    desk.jobs.start([sys.executable, "-c", "import time; time.sleep(60)"], kind="train", name="first")
+    desk.jobs.enqueue([sys.executable, "-c", "import time; time.sleep(60)"], kind="train", name="second")
+    desk.evaluate(EvaluationRequest("", ("two",)))
+    assert [row["place"] for row in desk.rows()] == [2]
 
 
 def test_an_evaluation_runs_as_a_job_and_its_result_lands_in_the_drafts_run(desk):

@@ -18,6 +18,7 @@ from workbench.figures.palette import DRAFT, IDLE, TARGET, translucent
 GROUPS = {"set": "prompt set", "category": "category", "language": "language"}
 ENTROPY_EDGES = (0, 0.05, 0.2, 0.5, 1, 2, 3, float("inf"))
 _PLACES = (1, 9, 17, 33, 65, 129, 257, 513, 1025, 2049, 4097, 8193, 1 << 40)
+_SLIDER_STEP = 0.1  # of gamma
 _NARROW = 0.07  # of the strip's width: too narrow for a label
 
 Figure = tuple[go.Figure | None, str]  # with the table behind it, or words in its place
@@ -43,18 +44,23 @@ def lead(result: Evaluation, recorded: dict[str, str] | None) -> str:
     )
 
 
-def survival(result: Evaluation, gamma: float) -> Figure:
-    """Acceptance of every slot with the weights that a training with this gamma gives them."""
+def survival(result: Evaluation, gamma: float, trained_with: float | None) -> Figure:
+    """Acceptance of every slot with the weights that a training with `gamma` gives them.
+
+    `trained_with` is the gamma of the draft's own training, None where nothing says it: only that one is called so.
+    """
     counts = result.counts
     weights = decay_weights(result.block_size, gamma)[1:].tolist()
     rows = [
-        [slot, *_shares(together), *_shares(alone), f"{100 * weight:.0f} %"]
-        for slot, (together, alone, weight) in enumerate(
+        [slot, *_shares(together), *_shares(alone), f"{100 * share:.0f} %"]
+        for slot, (together, alone, share) in enumerate(
             zip(counts.cumulative, counts.conditional, weights, strict=True), 1
         )
     ]
-    columns = ["slot", "this and all before", "95 %", "steps", "given all before", "95 %", "steps", "weight"]
-    figure = survival_by_slot(counts, weights, "How far do blocks get?")
+    own = trained_with is not None and abs(gamma - trained_with) <= _SLIDER_STEP / 2
+    weight = f"weight in training (gamma {gamma:g})" if own else f"weight at gamma {gamma:g}"
+    columns = ["slot", "this and all before", "95 %", "steps", "given all before", "95 %", "steps", weight]
+    figure = survival_by_slot(counts, weights, "How far do blocks get?", weight=weight)
     return figure, table_behind("Table", columns, rows)
 
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 
 from dflash.errors import UserError
-from dflash.evaluation.breakdown import Estimate, paired, tau_of
+from dflash.evaluation.breakdown import Estimate, check_alike, paired, tau_of
 from dflash.evaluation.report_file import Evaluation
 from workbench.acceptance_view import Figure, words
 from workbench.components import table_behind
@@ -14,7 +14,16 @@ MOST = 12  # results at once
 
 
 def over_results(results: Sequence[tuple[str, Evaluation]]) -> Figure:
-    """Tau of (name, result) pairs on the prompts that all share; checkpoints of one run come in their order."""
+    """Tau of (name, result) pairs on the prompts that all share; checkpoints of one run come in their order.
+
+    A sentence stands in its place where one was decoded with other settings than the first, or no prompt is shared.
+    """
+    first_name, first = results[0]
+    for name, result in results[1:]:
+        try:
+            check_alike(first, result)
+        except UserError as error:
+            return None, words(f"{first_name} and {name}: {error}")
     shared = set.intersection(*({(a.prompt, a.turn) for a in result.answers} for _, result in results))
     if not shared:
         return None, words(

@@ -12,7 +12,8 @@ from typing import Any
 from dflash.errors import UserError
 from dflash.evaluation.draft_names import draft_label, file_name
 from dflash.evaluation.journal import progress_of
-from dflash.model.draft_folder import check_draft, find_draft
+from dflash.model.draft_folder import check_draft, check_whole, find_draft
+from dflash.target_facts import target_facts
 from workbench.bench import SHIPPED, Bench
 from workbench.evaluations import Evaluations
 from workbench.job import Job
@@ -58,7 +59,7 @@ class EvaluateJobs:
                 "Prompts per set, new tokens, block size and temperature must not be negative: correct them."
             )
         draft = request.draft or self.bench.draft_name
-        check_draft(None if draft == SHIPPED else draft, self.bench.target_name, request.block_size or None)
+        self._check(draft, request.max_new_tokens, request.block_size or None)
         name = self._result_for(draft)
         command = [sys.executable, "-m", "dflash", "evaluate"]
         for file in files:
@@ -82,12 +83,28 @@ class EvaluateJobs:
         if prompts < 1 or max_new_tokens < 1:
             raise UserError("A benchmark needs at least one prompt and one new token: give 1 or more.")
         draft = draft or self.bench.draft_name
-        find_draft(None if draft == SHIPPED else draft, self.bench.target_name)
+        self._check(draft, max_new_tokens)
         name = self._free_name(BENCHMARK, file_name(draft_label(draft)))
         out = self.results.runs / ".evaluations" / "block-sizes" / f"{name}.json"
         command = [sys.executable, "-m", "dflash", "benchmark", "--limit", str(prompts)]
         command += ["--max-new-tokens", str(max_new_tokens), *self._models(draft), "--json", str(out)]
         return self._enqueue(command, BENCHMARK, name)
+
+    def _check(self, draft: str, max_new_tokens: int, block_size: int | None = None) -> None:
+        """Refuse at once what a job would find only when everything is loaded.
+
+        Raises:
+            UserError: the draft is gone, damaged or another target's, or the target has no room for so many tokens.
+        """
+        name, target = None if draft == SHIPPED else draft, self.bench.target_name
+        check_draft(name, target, block_size)
+        check_whole(find_draft(name, target))
+        facts = target_facts(target)
+        if facts and facts.max_length and max_new_tokens >= facts.max_length:
+            raise UserError(
+                f"{max_new_tokens:,} new tokens and a prompt exceed the {facts.max_length:,} tokens of context that "
+                f"{target!r} has: ask for fewer."
+            )
 
     def act(self, action: str, name: str) -> None:
         """Stop, abort (while queued) or resume a job.
@@ -109,11 +126,13 @@ class EvaluateJobs:
     def rows(self) -> list[dict[str, Any]]:
         """What page and API show: queued, running, then the latest that are over. Starts the queue if it stands."""
         self.jobs.advance()
-        jobs = [job for job in self.jobs.list() if job.kind in (EVALUATE, BENCHMARK)]
+        every = self.jobs.list()
+        waiting = [job.name for job in every if job.state == "queued"]  # trainings among them
+        jobs = [job for job in every if job.kind in (EVALUATE, BENCHMARK)]
         shown = [job for job in jobs if job.active] + [job for job in jobs if not job.active][:_SHOWN]
-        return [self._row(job) for job in shown]
+        return [self._row(job, waiting) for job in shown]
 
-    def _row(self, job: Job) -> dict[str, Any]:
+    def _row(self, job: Job, waiting: list[str]) -> dict[str, Any]:
         out = job.result_file
         done, total = (progress_of(out) if job.kind == EVALUATE else None) or (None, None)
         # The command refuses to go on where its result is complete.
@@ -122,6 +141,7 @@ class EvaluateJobs:
             "name": job.name,
             "kind": job.kind,
             "state": job.state,
+            "place": waiting.index(job.name) + 1 if job.name in waiting else None,
             "done": done,
             "total": total,
             "started": job.started,

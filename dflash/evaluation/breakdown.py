@@ -7,6 +7,7 @@ each other; those of proportions are Wilson's over judged tokens, which takes th
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,11 @@ class Estimate:
     interval: tuple[float, float] | None
     prompts: int
     steps: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        interval = list(self.interval) if self.interval else None
+        return {"value": self.value, "interval_95": interval, "prompts": self.prompts, "steps": self.steps}
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,16 @@ class Paired:
     equal: int
     worse: int
     pairs: tuple[tuple[Answer, Answer], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: of each pair its names and both taus."""
+        return {
+            "difference": self.difference.to_dict(),
+            **{name: getattr(self, name) for name in ("better", "equal", "worse")},
+            "pairs": [
+                {"set": a.set, "id": a.id, "turn": a.turn, "first": a.tau, "second": b.tau} for a, b in self.pairs
+            ],
+        }
 
 
 def tau_of(answers: Iterable[Answer]) -> Estimate:
@@ -130,11 +146,11 @@ def most_missed(answers: Iterable[Answer], count: int = 20, examples: int = 3) -
     ]
 
 
-def paired(first: Evaluation, second: Evaluation) -> Paired:
-    """Two evaluations compared on the answers they share.
+def check_alike(first: Evaluation, second: Evaluation) -> None:
+    """Refuse to compare what was decoded differently.
 
     Raises:
-        UserError: they share none, or were decoded with other settings.
+        UserError: a setting on which tau depends, other than draft and block size, is not the same in both.
     """
     for name in ("target", "max_new_tokens", "temperature", "rule", "seed", "turns"):
         if first.settings.get(name) != second.settings.get(name):
@@ -142,6 +158,15 @@ def paired(first: Evaluation, second: Evaluation) -> Paired:
                 f"These evaluations differ in {name} ({first.settings.get(name)} and {second.settings.get(name)}): "
                 "evaluate both drafts alike to compare them."
             )
+
+
+def paired(first: Evaluation, second: Evaluation) -> Paired:
+    """Two evaluations compared on the answers they share.
+
+    Raises:
+        UserError: they share none, or were decoded with other settings.
+    """
+    check_alike(first, second)
     others = {(answer.prompt, answer.turn): answer for answer in second.answers}
     pairs = tuple(
         (answer, others[answer.prompt, answer.turn])

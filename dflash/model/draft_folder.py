@@ -24,6 +24,8 @@ _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 # Drafts that travel with the package, by the name of their target.
 SHIPPED_DRAFTS: dict[str, Path] = {EMBEDDED_NAME: _ASSETS / "smollm2-135m-dflash"}
+# The recipes of `configs/` that hold the settings of their training.
+SHIPPED_DRAFT_RECIPES: dict[str, str] = {EMBEDDED_NAME: "smollm2-135m-cpu"}
 
 
 def find_draft(name: str | None, target_name: str) -> Path:

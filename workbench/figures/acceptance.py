@@ -28,18 +28,22 @@ def accepted_per_step(counts: AcceptanceCounts) -> go.Figure:
 
 
 def survival_by_slot(
-    counts: AcceptanceCounts, weights: Sequence[float] | None = None, question: str = "Where do guesses die?"
+    counts: AcceptanceCounts,
+    weights: Sequence[float] | None = None,
+    question: str = "Where do guesses die?",
+    weight: str = "weight in training",
 ) -> go.Figure:
     """Cumulative and conditional acceptance of every slot in percent, with 95 % intervals.
 
-    `weights` of slots 1, 2, ... are the decay that a training would give them, drawn as percent of the first one's.
+    `weights` of slots 1, 2, ... are the decay that a training would give them, drawn as percent of the first one's in
+    a line that is called `weight`.
     """
     figure = go.Figure()
     if weights is not None:
         figure.add_scatter(
             x=list(range(1, len(weights) + 1)),
             y=[100 * weight for weight in weights],
-            name="weight in training",
+            name=weight,
             mode="lines",
             line={"color": IDLE, "dash": "dash", "width": 1.5, "shape": "spline"},
             hovertemplate="slot %{x}: weight %{y:.0f} % of the first slot's<extra></extra>",

@@ -23,7 +23,7 @@ def tau_by_group(groups: Mapping[str, Estimate], what: str) -> go.Figure:
     estimates = [groups[name] for name in names]
     figure.add_scatter(
         x=[estimate.value for estimate in estimates],
-        y=[_shortened(name) for name in names],
+        y=list(range(len(names))),
         error_x=tau_interval(estimates),
         mode="markers",
         marker={"size": 10, "color": DRAFT},
@@ -37,11 +37,11 @@ def tau_by_group(groups: Mapping[str, Estimate], what: str) -> go.Figure:
     lay_out(
         figure,
         f"Which {what} suits the draft?",
-        x="tau, tokens per forward, with 95 % interval",
+        x="tau, with 95 % interval",
         y="",
         height=150 + 34 * len(names),
     )
-    figure.update_yaxes(automargin=True, showgrid=False, range=[-0.6, len(names) - 0.4])
+    figure.update_yaxes(automargin=True, showgrid=False, range=[-0.6, len(names) - 0.4], **_named_ticks(names))
     return _floor_of_tau(figure, "x")
 
 
@@ -132,7 +132,7 @@ def tau_over_results(estimates: Mapping[str, Estimate]) -> go.Figure:
     names, values = list(estimates), list(estimates.values())
     figure = go.Figure()
     figure.add_scatter(
-        x=[_shortened(name) for name in names],
+        x=list(range(len(names))),
         y=[estimate.value for estimate in values],
         error_y=tau_interval(values),
         mode="lines+markers",
@@ -142,7 +142,7 @@ def tau_over_results(estimates: Mapping[str, Estimate]) -> go.Figure:
         hovertemplate=_HOVER,
         showlegend=False,
     )
-    figure.update_xaxes(type="category", automargin=True)
+    figure.update_xaxes(automargin=True, range=[-0.5, len(names) - 0.5], **_named_ticks(names))
     figure.update_yaxes(rangemode="tozero")
     lay_out(
         figure,
@@ -213,9 +213,17 @@ def _places(edges: Sequence[int], i: int) -> str:
     return f"{edges[i]}–{edges[i + 1] - 1}"
 
 
+def _named_ticks(names: Sequence[str]) -> dict:
+    """Names at 0, 1, ... of an axis. As categories, two that are shortened alike would become one place."""
+    return {"tickvals": list(range(len(names))), "ticktext": [_shortened(name) for name in names]}
+
+
 def _shortened(name: str, width: int = 28) -> str:
+    """At most `width` characters, cut early in the name: the end of a result's name holds its checkpoint and time."""
+    start = width // 4
+    shown = name if len(name) <= width else f"{name[:start]}…{name[start + 1 - width :]}"
     # Plotly reads a little HTML in its texts: a category called "<b>" must not look like it.
-    return html.escape(name if len(name) <= width else f"{name[: width - 1]}…")
+    return html.escape(shown)
 
 
 def _floor_of_tau(figure: go.Figure, axis: str) -> go.Figure:

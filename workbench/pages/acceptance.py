@@ -17,8 +17,11 @@ from workbench.figures.whatif import Dot
 from workbench.missed_view import missed_tokens
 from workbench.pages import acceptance_api, acceptance_jobs
 from workbench.pages.acceptance_values import figure_values, said, size_values
+from workbench.run_reader import RunsRoot
+from workbench.trained_gamma import trained_gamma
 
 _READ = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+_GAMMAS = (0.5, 20.0)  # that the slider reaches
 _PARTS = ("target", "draft", "verify", "overhead")
 _UNTIMED = acceptance_view.words("Nothing was decoded in this result, so there are no times to start from.")
 # The address always names what is shown, so that it can be passed on.
@@ -57,7 +60,7 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
         return said(lambda: views(desk, *values))
 
     def show_gamma(name: str, gamma: float) -> list[Any]:
-        return said(lambda: figure_values(acceptance_view.survival(desk.results.load(name), gamma)))
+        return said(lambda: figure_values(_survival(desk, name, desk.results.load(name), gamma)))
 
     def show_group(name: str, group: str) -> list[Any]:
         return said(lambda: figure_values(acceptance_view.by_group(desk.results.load(name), group)))
@@ -68,7 +71,10 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
     remember = {"fn": None, "inputs": settings, "js": _REMEMBER, **_READ}
     demo.load(opened, None, settings, **_READ).then(show, settings, outputs, **_READ).then(**remember)
     # `input` and not `change`: what `opened` fills in is shown once, by the event above.
-    gr.on([controls["result"].input, controls["with"].input], show, settings, outputs, **_READ).then(**remember)
+    controls["with"].input(show, settings, outputs, **_READ).then(**remember)
+    controls["result"].input(
+        lambda name: _gamma_of(desk, name), controls["result"], controls["gamma"], **_READ
+    ).then(show, settings, outputs, **_READ).then(**remember)
     controls["gamma"].input(
         show_gamma, [controls["result"], controls["gamma"]], boxes[:2], trigger_mode="always_last", **_READ
     ).then(**remember)
@@ -106,7 +112,7 @@ def linked(desk: EvaluateJobs, query: Sequence[tuple[str, str]]) -> list[Any]:
     return [
         gr.Dropdown(choices=choices, value=result),
         gr.Dropdown(choices=choices, value=others),
-        min(max(gamma, 0.5), 20.0),
+        min(max(gamma, _GAMMAS[0]), _GAMMAS[1]),
         group,
     ]
 
@@ -126,7 +132,7 @@ def views(desk: EvaluateJobs, name: str | None, others: Sequence[str], gamma: fl
     if not result.counts.steps:
         return _nothing(desk, f"Nothing was decoded with the draft in {name!r}: evaluate with more new tokens.")
     figures = [
-        acceptance_view.survival(result, gamma),
+        _survival(desk, name, result, gamma),
         acceptance_view.by_group(result, group),
         acceptance_view.by_place(result),
         acceptance_view.by_entropy(result),
@@ -208,11 +214,19 @@ def _slider_values(dot: Dot, result: Evaluation) -> list[Any]:
 
 
 def _gamma_of(desk: EvaluateJobs, name: str | None) -> float:
-    """The decay that a draft of this block size is trained with unless its config says otherwise."""
+    """What the slider begins with: the draft's own gamma; where nothing says it, the one of its block size."""
     try:
-        return round(default_gamma(desk.results.load(name).block_size), 1) if name else 4.0
+        result = desk.results.load(name) if name else None
     except UserError:
-        return 4.0  # the result itself is complained about where it is shown
+        result = None  # the result itself is complained about where it is shown
+    if result is None:
+        return 4.0
+    own = trained_gamma(name, result, RunsRoot(desk.bench.runs))
+    return min(max(round(default_gamma(result.block_size) if own is None else own, 1), _GAMMAS[0]), _GAMMAS[1])
+
+
+def _survival(desk: EvaluateJobs, name: str, result: Evaluation, gamma: float) -> acceptance_view.Figure:
+    return acceptance_view.survival(result, gamma, trained_gamma(name, result, RunsRoot(desk.bench.runs)))
 
 
 def _controls(desk: EvaluateJobs) -> dict[str, gr.components.Component]:
@@ -225,7 +239,7 @@ def _controls(desk: EvaluateJobs) -> dict[str, gr.components.Component]:
         label="Tau by",
         elem_id="group",
     )
-    gamma = gr.Slider(0.5, 20, 4, step=0.1, label="Decay gamma drawn over it (slots)", elem_id="decay", buttons=[])
+    gamma = gr.Slider(*_GAMMAS, 4, step=0.1, label="Decay gamma drawn over it (slots)", elem_id="decay", buttons=[])
     return {"result": result, "with": others, "group": group, "gamma": gamma}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from dflash.errors import UserError
-from dflash.evaluation.breakdown import Estimate, acceptance_by, most_missed, paired, tau_by, tau_by_position, tau_of
+from dflash.evaluation.breakdown import acceptance_by, most_missed, paired, tau_by, tau_by_position, tau_of
 from dflash.evaluation.report_file import Evaluation
 from dflash.evaluation.speedup import StepCost
 from workbench.acceptance_view import ENTROPY_EDGES, GROUPS
@@ -36,7 +36,7 @@ def add_endpoints(desk: EvaluateJobs) -> None:
 
     def compare_results(first: str, second: str) -> dict:
         """Two results on the prompts they share: the second's tau less the first's, with interval and counts."""
-        return said(lambda: _pair(desk, first, second))
+        return said(lambda: paired(desk.results.load(first), desk.results.load(second)).to_dict())
 
     def block_sizes() -> dict:
         """The newest measurement of all block sizes: tau, times and speed-up of each, and the best one."""
@@ -110,12 +110,12 @@ def summary(result: Evaluation) -> dict[str, Any]:
         "machine": result.machine,
         "speedup": result.speedup,
         "step_ms": result.step_ms,
-        "tau": _estimate(tau_of(result.answers)),
+        "tau": tau_of(result.answers).to_dict(),
         "acceptance": result.counts.to_dict(),
-        **{f"tau_by_{field}": {n: _estimate(e) for n, e in tau_by(result.answers, field).items()} for field in GROUPS},
+        **{f"tau_by_{field}": {n: e.to_dict() for n, e in tau_by(result.answers, field).items()} for field in GROUPS},
         "tau_by_position": detailed
         and [
-            {"from": edges[i]} | _estimate(estimate)
+            {"from": edges[i]} | estimate.to_dict()
             for i, estimate in enumerate(tau_by_position(result.answers, edges))
         ]
         or None,
@@ -133,20 +133,6 @@ def _missed(missed) -> dict[str, Any]:
         "instead": [{"text": text, "count": count} for text, count in missed.instead],
         "example": {"before": example.before, "draft": example.draft_text, "target": example.target_text},
     }
-
-
-def _pair(desk: EvaluateJobs, first: str, second: str) -> dict[str, Any]:
-    result = paired(desk.results.load(first), desk.results.load(second))
-    return {
-        "difference": _estimate(result.difference),
-        **{name: getattr(result, name) for name in ("better", "equal", "worse")},
-        "pairs": [{"set": a.set, "id": a.id, "turn": a.turn, "first": a.tau, "second": b.tau} for a, b in result.pairs],
-    }
-
-
-def _estimate(estimate: Estimate) -> dict[str, Any]:
-    interval = list(estimate.interval) if estimate.interval else None
-    return {"value": estimate.value, "interval_95": interval, "prompts": estimate.prompts, "steps": estimate.steps}
 
 
 def _size(row) -> dict[str, Any]:

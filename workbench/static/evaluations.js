@@ -10,6 +10,7 @@ const span = (seconds) => (seconds < 90 ? `${Math.max(0, Math.round(seconds))} s
 
 function inWords(job, now) {
   const parts = [KINDS[job.kind]];
+  if (job.place) parts.push(job.place === 1 ? "next in the queue" : `number ${job.place} in the queue`);
   if (job.total) parts.push(`${job.done} of ${job.total} prompts`);
   if (job.state === "running" && job.started) {
     const passed = now - job.started;
