@@ -39,15 +39,15 @@ class LinkStore:
             UserError: it is too large, the store is full or the folder cannot be written.
         """
         content = text.encode("utf-8")
+        if (kept := self.find(text)) is not None:
+            return kept
         if len(content) > self.max_bytes:
             raise UserError(
                 f"This {self.noun} has {len(content):,} bytes, more than the {self.max_bytes:,} that can be kept for a "
                 "link: keep a smaller one."
             )
-        name = hashlib.sha256(content).hexdigest()[:24]
+        name = _name_of(text)
         path = self.folder / f"{name}.json"
-        if path.is_file():
-            return name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check_room(len(content))
@@ -58,6 +58,11 @@ class LinkStore:
                 "workbench write to it, then save again."
             ) from error
         return name
+
+    def find(self, text: str) -> str | None:
+        """The id of a text that is kept already; None where it is not."""
+        name = _name_of(text)
+        return name if (self.folder / f"{name}.json").is_file() else None
 
     def _check_room(self, more: int) -> None:
         """
@@ -93,3 +98,7 @@ class LinkStore:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"The saved {self.noun} {name} cannot be read: it is damaged.") from error
+
+
+def _name_of(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:24]

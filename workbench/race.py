@@ -11,6 +11,7 @@ from dflash.decoding.prompt import render_prompt
 from dflash.decoding.trace import Trace
 from dflash.evaluation.machine import describe_machine
 from workbench.bench import Bench
+from workbench.beside import Beside
 from workbench.lane import Lane, empty_lane
 from workbench.race_record import SHAPES, RaceRecord, picture_of, record_of
 from workbench.race_settings import RaceSettings
@@ -32,6 +33,7 @@ class Race:
         self.id = new_id()
         self.record: RaceRecord | None = None
         self._bench, self._settings = bench, settings
+        self._beside = Beside(bench.runs)
         self._lanes: dict[str, Lane] = {}
         self._traces: dict[str, Trace] = {}
         self._done: set[str] = set()
@@ -53,8 +55,10 @@ class Race:
         alone = engine.decode_target(prompt_ids, **options)
         drafted = engine.decode_draft(prompt_ids, block_size=settings.block_size or None, **options)
         for name, stream in (("target", alone), ("draft", drafted)):
+            self._beside.look()
             yield self.picture(name, _MESSAGES[name])
             yield from self._lane(name, engine, stream, prompt_ids)
+            self._beside.look()
         reference = None
         if sampling.greedy:
             width = self._traces["draft"].block_size
@@ -77,7 +81,8 @@ class Race:
             else empty_lane()
             for name in ("target", "draft")
         }
-        return _blank(self.id, phase, message, self._settings) | {"verdict": verdict} | lanes
+        told = {"verdict": verdict, "beside": self._beside.sentence}
+        return _blank(self.id, phase, message, self._settings) | told | lanes
 
     def _lane(self, name: str, engine: Engine, stream: Stream, prompt_ids: list[int]) -> Iterator[dict[str, Any]]:
         self._traces[name] = stream.trace
@@ -114,6 +119,7 @@ class Race:
             (difference, one_token),
             target_name=self._bench.target_name,
             machine=describe_machine(engine),
+            beside=self._beside.sentence,
         )
 
 
@@ -136,6 +142,7 @@ def _blank(race_id: str, phase: str, message: str, settings: RaceSettings) -> di
         "settings": settings.to_dict(),
         "speedup": None,
         "verdict": None,
+        "beside": "",
         "recorded": None,
     }
 

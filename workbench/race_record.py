@@ -125,6 +125,7 @@ class RaceRecord(_Part):
     texts: _Texts
     difference: _Difference | None = None
     one_token_difference: _Difference | None = None
+    beside: _Text = ""  # what computed beside the race and spoilt its times, as a sentence
     saved: _Text | None = None  # the day on which it was kept, as YYYY-MM-DD
 
     @model_validator(mode="after")
@@ -167,6 +168,7 @@ def record_of(
     *,
     target_name: str,
     machine: dict[str, Any],
+    beside: str,
 ) -> RaceRecord:
     """The record of a race that has just been run."""
     reference = comparison.reference
@@ -181,6 +183,7 @@ def record_of(
             "texts": texts,
             "difference": asdict(differences[0]) if differences[0] else None,
             "one_token_difference": asdict(differences[1]) if differences[1] else None,
+            "beside": beside,
         }
     )
 
@@ -210,6 +213,7 @@ def picture_of(record: RaceRecord, race_id: str) -> dict[str, Any]:
         "settings": record.settings.model_dump(),
         "speedup": comparison.speedup,
         "verdict": verdict_of(record, comparison),
+        "beside": record.beside,
         "recorded": None,
         "target": lane_payload(comparison.target, texts["target"], True),
         "draft": lane_payload(comparison.draft, texts["draft"], True),

@@ -9,6 +9,7 @@ from dflash.decoding.ways import MAX_WAYS, Lineup, Measured, Way
 from dflash.errors import UserError
 from dflash.evaluation.ways_report import label, row_of
 from workbench.bench import Bench
+from workbench.beside import Beside
 from workbench.race_settings import RaceSettings
 
 _FIELDS = {field.name: type(field.default) if field.name != "kind" else str for field in fields(Way)}
@@ -69,6 +70,7 @@ def compare_ways(
 ) -> list[dict[str, Any]]:
     """Run the ways on the prompt of `settings` and its history; returns the rows that the page draws.
 
+    `beside` in each row says what computed beside the comparison and spoilt its times; empty where nothing did.
     `report` gets {"message", "rows"} after every step; what it raises ends the work within that step.
 
     Raises:
@@ -80,6 +82,8 @@ def compare_ways(
     prompt_ids = render_prompt(bench.target, messages, max_new_tokens=settings.max_new_tokens)
     rows: list[dict[str, Any]] = []
     message = ""
+    beside = Beside(bench.runs)
+    beside.look()
 
     def tick(way: Way, number: int) -> None:
         nonlocal message
@@ -88,12 +92,12 @@ def compare_ways(
         report({"message": message, "rows": rows})
 
     def show(measured: list[Measured]) -> None:
-        rows[:] = [row_of(one) for one in measured]
+        beside.look()
+        rows[:] = [row_of(one) | {"beside": beside.sentence} for one in measured]
         report({"message": message, "rows": rows})
 
-    return [
-        row_of(one) for one in lineup.run(prompt_ids, settings.max_new_tokens, int(rounds), tick=tick, show=show)
-    ]
+    measured = lineup.run(prompt_ids, settings.max_new_tokens, int(rounds), tick=tick, show=show)
+    return [row_of(one) | {"beside": beside.sentence} for one in measured]
 
 
 def entry_of(way: Way) -> dict[str, Any]:

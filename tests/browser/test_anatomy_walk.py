@@ -133,3 +133,45 @@ def test_the_leak_test_runs_from_its_button(visit):
     assert page.get_attribute(".df-verdict", "data-passed") == "true"
     assert "largest change 0" in page.text_content(".df-verdict")
     assert page.locator(".df-verdict tbody tr").count() > 5
+
+
+def test_the_address_follows_every_edit_and_reloading_shows_the_same(visit):
+    tab = visit("anatomy")
+    page = ready(tab)
+    assert "?" not in page.url
+    page.fill("#anchors input[type=number]", "9")
+    page.locator("#anchors input[type=number]").blur()
+    page.wait_for_function("location.search.includes('anchors=9')")
+    page.locator(".df-strip .df-cell.anchor").nth(2).click()
+    page.wait_for_function("location.search.includes('block=2')")
+    tab.reload()
+    page.wait_for_function("document.querySelector('.df-block-name')?.textContent.startsWith('block 2 of 9')")
+    assert page.input_value("#anchors input[type=number]") == "9" and "anchors=9" in page.url
+
+
+def test_a_pasted_conversation_is_in_the_address_only_once_its_link_was_copied(visit):
+    tab = visit("anatomy?anchors=9")
+    page = ready(tab)
+    page.click("#conversation input")
+    page.click("[role=option]:has-text('Your own')")
+    talk = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A very secret answer."}]}
+    page.fill("#line textarea", json.dumps(talk))
+    page.locator("#line textarea").blur()
+    page.wait_for_function("document.querySelector('.df-strip').textContent.includes('secret')")
+    assert "?" not in page.url  # nothing is kept yet, and another conversation would be a lie
+    page.click("#anatomy .df-copy")
+    page.wait_for_function("location.search.includes('input=')")
+    page.fill("#seed input", "5")
+    page.wait_for_function("location.search.includes('seed=5')")
+    assert "input=" in page.url
+    tab.reload()
+    page.wait_for_function("document.querySelector('.df-strip')?.textContent.includes('secret')")
+    assert page.input_value("#seed input") == "5"
+
+
+def test_a_share_that_is_neither_nothing_nor_all_never_reads_so(visit):
+    page = ready(visit("anatomy?conversation=A+function+and+its+test&gamma=0.5"))
+    shares = page.locator(".df-slots tbody td:nth-child(6)").all_text_contents()
+    weights = page.locator(".df-slots tbody td:nth-child(5)").all_text_contents()
+    assert shares[0].strip() == "0 %" and weights[0] == "0.000"  # the anchor itself teaches nothing
+    assert "< 1 %" in [share.strip() for share in shares[1:]]

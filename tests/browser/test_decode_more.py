@@ -2,10 +2,13 @@
 
 import json
 import time
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from workbench_server import PATIENCE
 
+from dflash.model.config import DFlashConfig
+from dflash.model.draft import DFlashDraft
 from dflash.target import TargetModel
 
 pytestmark = pytest.mark.browser
@@ -254,3 +257,68 @@ def test_whoever_waits_is_told_the_place_in_the_queue(visit):
     assert "ahead of this one" in second.page.text_content(".df-status")
     first.page.click("#stop_compare")
     second.wait_for_phase("done")
+
+
+def address(page) -> dict[str, str]:
+    """What the address names."""
+    return dict(parse_qsl(urlsplit(page.url).query))
+
+
+def test_the_address_follows_every_edit_and_reloading_decodes_the_same_again(visit):
+    tab = visit()
+    page = tab.page
+    assert address(page) == {}
+    few_tokens(page)
+    page.locator("#max_new_tokens input[type=number]").blur()
+    page.wait_for_function("location.search.includes('max_new_tokens=16')")
+    page.click(".df-examples button:has-text('Python')")
+    page.wait_for_function("location.search.includes('Fibonacci')")
+    tab.decode("Remember this.")
+    page.wait_for_function("location.search.includes('prompt=Remember+this.')")
+    assert address(page)["block_size"] == "4"
+    before, text = page.url, page.text_content(".df-lane[data-lane=draft] .df-text")
+    tab.reload()
+    tab.wait_for_phase("done")
+    assert page.url == before
+    assert page.input_value("#prompt textarea") == "Remember this."
+    assert page.text_content(".df-lane[data-lane=draft] .df-text") == text
+
+
+def test_the_address_keeps_the_step_under_inspection_of_a_saved_trace(visit):
+    tab = visit()
+    few_tokens(tab.page)
+    tab.decode("Keep this step.")
+    page = tab.page
+    page.focus(".df-row")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("location.search.includes('step=3')")
+    page.click(".df-save")
+    page.wait_for_function("location.search.includes('trace=')")
+    assert set(address(page)) == {"trace", "step"} and address(page)["step"] == "3"
+    tab.reload()
+    page.wait_for_function("document.querySelector('.df-quote')?.textContent === 'Keep this step.'")
+    page.wait_for_selector('.df-row[data-step="3"][aria-selected="true"]')
+    assert page.locator(".df-block.chosen").get_attribute("data-step") == "3"
+    few_tokens(page, 24)  # no longer what the trace shows
+    page.locator("#max_new_tokens input[type=number]").blur()
+    page.wait_for_function("!location.search.includes('trace=')")
+    assert "step" not in address(page) and address(page)["prompt"] == "Keep this step."
+
+
+def test_an_address_without_a_prompt_restores_the_settings_and_decodes_nothing(visit):
+    page = visit("?prompt=&max_new_tokens=24").page
+    page.wait_for_function("document.querySelector('#max_new_tokens input[type=number]').value === '24'")
+    page.wait_for_timeout(500)
+    assert page.get_attribute(".df-race", "data-phase") != "error"
+    assert page.get_attribute(".df-race", "data-recorded") != "false"
+
+
+def test_another_draft_with_smaller_blocks_is_in_the_address_with_its_block_size(visit, tiny_target, tmp_path):
+    config = DFlashConfig.for_target(tiny_target, num_hidden_layers=1, num_features=2, block_size=3)
+    DFlashDraft(config).save_pretrained(tmp_path / "other")
+    page = visit().page
+    page.fill("#draft input", str(tmp_path / "other"))
+    page.locator("#draft input").press("Enter")
+    page.wait_for_function("location.search.includes('block_size=3')")
+    assert address(page)["draft"] == str(tmp_path / "other")

@@ -27,6 +27,7 @@ from workbench.components import asked, packed, panel, table_behind
 from workbench.examples import EXAMPLE_CONVERSATIONS
 from workbench.figures.mask import mask_cells, mask_tiles
 from workbench.pages import anatomy_api, anatomy_checks
+from workbench.percent import percent
 
 _PRIVATE = {"api_visibility": "private"}
 _READ = {"concurrency_limit": None, "show_progress": "hidden", **_PRIVATE}
@@ -217,7 +218,8 @@ def _views(bench: Bench, query: AnatomyQuery, *, everything: bool = True) -> lis
     anatomy = dissect_row(bench.target, rows.row(query.item), settings, query.length if query.packing else None)
     # A smaller number of anchors may leave the chosen block behind: fall back to the last one.
     block = min(max(0, query.block), anatomy.plan.num_anchors - 1)
-    about = {"item": min(max(1, query.item), len(rows.rows)), "items": len(rows.rows), "packing": query.packing}
+    about: dict[str, Any] = {"address": _address(bench, query)}
+    about |= {"item": min(max(1, query.item), len(rows.rows)), "items": len(rows.rows), "packing": query.packing}
     view = cell_view(anatomy, block) if query.place is None else tile_view(anatomy, *query.place)
     shown = [packed(token_payload(anatomy, block) | about), *_cells(view)]
     if not everything:
@@ -251,9 +253,9 @@ def _tiles_note(anatomy: Anatomy) -> str:
         f"of {TILE}×{TILE}"
     )
     return (
-        f'<p class="df-tiles-note">{html.escape(words)}: {kinds}<span> — <b>{counts["skipped"]:.0%}</b> of the tiles '
+        f'<p class="df-tiles-note">{html.escape(words)}: {kinds}<span> — <b>{percent(counts["skipped"])}</b> of the tiles '
         f'are never computed.</span></p><p class="df-note">{counts["visible_cells"]:,} cells are visible: '
-        f'{counts["visible_share_of_computed"]:.0%} of those in the tiles that are computed.</p>'
+        f'{percent(counts["visible_share_of_computed"])} of those in the tiles that are computed.</p>'
     )
 
 
@@ -277,6 +279,19 @@ def _link(bench: Bench, query: AnatomyQuery) -> str:
     """
     values = query.to_query()
     if query.conversation == OWN:
-        text = Path(query.file).read_text(encoding="utf-8", errors="replace") if query.file else query.line
-        values["input"] = input_store(bench.runs).save(text)
+        values["input"] = input_store(bench.runs).save(_own_text(query))
     return urlencode(values)
+
+
+def _address(bench: Bench, query: AnatomyQuery) -> str:
+    """As `_link`, but keeps nothing: empty for a conversation that was not kept, rather than another one's."""
+    values = query.to_query()
+    if query.conversation == OWN:
+        values["input"] = input_store(bench.runs).find(_own_text(query))
+        if values["input"] is None:
+            return ""
+    return urlencode(values)
+
+
+def _own_text(query: AnatomyQuery) -> str:
+    return Path(query.file).read_text(encoding="utf-8", errors="replace") if query.file else query.line

@@ -14,6 +14,7 @@ from workbench.components import asked, packed, panel, table_behind
 from workbench.examples import EXAMPLE_PROMPTS
 from workbench.figures.acceptance import accepted_per_step, survival_by_slot
 from workbench.pages import decode_api, decode_ways
+from workbench.percent import percent
 from workbench.race import Race, failed, new_id
 from workbench.race_record import RaceRecord, exported, parse_record, picture_of
 from workbench.race_settings import RaceSettings, parse_history
@@ -31,6 +32,13 @@ _READ = {"concurrency_limit": None, "show_progress": "hidden", **_PRIVATE}
 _COMPUTE = {"concurrency_limit": None, "show_progress": "hidden", **_PRIVATE}
 
 _STOPPED = "() => window.dispatchEvent(new CustomEvent('dflash:stopped'))"
+# The address always names the settings, as the link that is copied does.
+_REMEMBER = """(...values) => {
+  const [talk, said] = [values.pop(), values.pop()];
+  const settings = Object.fromEntries(NAMES.map((name, place) => [name, values[place]]));
+  const detail = { ...settings, history: talk ? JSON.parse(said || "[]") : [] };
+  window.dispatchEvent(new CustomEvent("dflash:edited", { detail }));
+}"""
 _HAND_OVER = "(id) => window.dispatchEvent(new CustomEvent('dflash:saved', { detail: id }))"
 
 
@@ -51,7 +59,7 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
             history = panel("history", [], elem_id="history", visible=False)
             race = panel("race", recording and _without_trace(recording), elem_id="race")
         with gr.Column(elem_classes="df-side"):
-            controls, talk = _controls(bench)
+            controls, talk, examples = _controls(bench)
             with gr.Row():
                 start = gr.Button("Decode", variant="primary", elem_id="decode", scale=3)
                 stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=70)
@@ -98,12 +106,19 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
         if "trace" in query:
             record = asked(lambda: open_trace(bench.runs, query["trace"]))
             yield _finished(record, saved_picture(record), [gr.skip()] * 3)
-        elif "prompt" in query:
+        elif query.get("prompt", "").strip():  # without one a link restores the settings and decodes nothing
             own = (prompt, max_new_tokens, block_size, temperature, rule, seed, draft)
             yield from decode_prompt(*own, history, talk)
         else:
             yield [gr.skip()] * len(outputs)
 
+    # Wired before what decodes, which the address would have to wait for.
+    edited = [component.input for component in (*controls.values(), talk)]
+    edited += [controls["prompt"].blur, start.click, controls["prompt"].submit]
+    remember = {"fn": None, "inputs": inputs, "js": _REMEMBER.replace("NAMES", json.dumps(names)), **_PRIVATE}
+    gr.on(edited, trigger_mode="multiple", **remember)
+    for example in examples:
+        example.success(**remember)
     clicked = gr.on(
         [start.click, controls["prompt"].submit], decode_prompt, inputs, outputs, trigger_mode="multiple", **_COMPUTE
     )
@@ -114,12 +129,12 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
         None, saved, None, js=_HAND_OVER, **_PRIVATE
     )
     talk.change(lambda on: gr.update(visible=on), talk, history, **_READ)
-    controls["draft"].change(
+    controls["draft"].input(
         lambda name, size: gr.Slider(maximum=bench.block_size(name), value=min(size, bench.block_size(name))),
         [controls["draft"], controls["block_size"]],
         controls["block_size"],
         **_READ,
-    )
+    ).success(**remember)
     # Runs that were trained since this server started have drafts, too.
     demo.load(lambda: gr.update(choices=bench.drafts()), None, controls["draft"], **_READ)
     decode_api.build(bench)
@@ -220,7 +235,7 @@ def _without_trace(details: dict[str, Any]) -> dict[str, Any]:
 
 
 def _share(proportion: Proportion) -> str:
-    return "–" if proportion.value is None else f"{100 * proportion.value:.0f} %"
+    return "–" if proportion.value is None else percent(proportion.value)
 
 
 def _figure_boxes(histogram: list[int] | None) -> list[gr.Plot | gr.HTML]:
@@ -233,14 +248,18 @@ def _figure_boxes(histogram: list[int] | None) -> list[gr.Plot | gr.HTML]:
     return boxes
 
 
-def _controls(bench: Bench) -> tuple[dict[str, gr.components.Component], gr.Checkbox]:
-    """The settings by the names of `RaceSettings`, and whether this is a conversation."""
+def _controls(
+    bench: Bench,
+) -> tuple[dict[str, gr.components.Component], gr.Checkbox, list[gr.events.Dependency]]:
+    """The settings by the names of `RaceSettings`, whether this is a conversation, and what fills in an example."""
     first = next(iter(EXAMPLE_PROMPTS.values()))
     prompt = gr.Textbox(first, label="Prompt", lines=4, max_lines=8, elem_id="prompt", submit_btn=False)
+    examples = []
     with gr.Row(elem_classes="df-examples"):
         for name, text in EXAMPLE_PROMPTS.items():
             button = gr.Button(name, size="sm")
-            button.click(None, None, prompt, js=f"() => {json.dumps(text)}", show_progress="hidden", **_PRIVATE)
+            fill = f"() => {json.dumps(text)}"
+            examples.append(button.click(None, None, prompt, js=fill, show_progress="hidden", **_PRIVATE))
     talk = gr.Checkbox(False, label="Conversation: go on from what was said", elem_id="talk", container=False)
     tokens = gr.Slider(8, 512, 128, step=8, label="New tokens, at most", elem_id="max_new_tokens", buttons=[])
     largest = bench.block_size()
@@ -271,4 +290,4 @@ def _controls(bench: Bench) -> tuple[dict[str, gr.components.Component], gr.Chec
         "seed": seed,
         "draft": draft,
     }
-    return controls, talk
+    return controls, talk, examples

@@ -39,6 +39,17 @@ function strip(view) {
   if (held) box.querySelector('[aria-pressed="true"]')?.focus({ preventScroll: true });
 }
 
+// Rounded, but what is neither nothing nor all never reads 0 or 100.
+function percent(share) {
+  if (share > 0 && share < 0.005) return "< 1 %";
+  if (share < 1 && share >= 0.995) return "> 99 %";
+  return `${Math.round(100 * share)} %`;
+}
+
+function remember(query) {
+  history.replaceState(history.state, "", window.location.pathname + (query && "?" + query));
+}
+
 function slots(view) {
   const most = Math.max(...view.slots.map((slot) => slot.weight), 1e-9);
   const total = view.slots.reduce((sum, slot) => sum + slot.weight, 0);
@@ -55,7 +66,7 @@ function slots(view) {
     const share = make("td", "df-left");
     const bar = make("i", "df-weight");
     bar.style.width = Math.round((90 * slot.weight) / most) + "px";
-    share.append(bar, make("span", "df-note", total ? ` ${Math.round((100 * slot.weight) / total)} %` : " 0 %"));
+    share.append(bar, make("span", "df-note", " " + percent(total ? slot.weight / total : 0)));
     line.append(share, make("td", "df-left", slot.keep ? "yes" : "dropped"), make("td", "df-left df-note", slot.reason));
     return line;
   }));
@@ -64,9 +75,13 @@ function slots(view) {
     : `block ${view.block} is dropped: only ${view.kept} anchors were found`;
 }
 
+let opened = false; // the first view is what the address asks for
+
 function draw() {
   if (!props.value) return;
   const view = JSON.parse(props.value);
+  if (opened) remember(view.address);
+  opened = true;
   const which = view.items > 1 ? `${view.packing ? "row" : "conversation"} ${view.item} of ${view.items} · ` : "";
   const padded = view.padding ? ` and ${view.padding} of padding` : "";
   const documents = view.documents.length > 1 ? `${view.documents.length} conversations in ` : "";
@@ -89,7 +104,8 @@ box.addEventListener("keydown", (event) => {
 box.addEventListener("focusin", (event) => { if (event.target !== box) tell(event.target); });
 find(".df-copy").addEventListener("click", () => trigger("link"));
 window.addEventListener("dflash:anatomy-link", (event) => {
-  window.dflash.handOver(window.location.origin + window.location.pathname + "?" + event.detail, find(".df-copy"));
+  remember(event.detail);
+  window.dflash.handOver(window.location.href, find(".df-copy"));
 });
 watch("value", draw);
 draw();

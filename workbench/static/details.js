@@ -139,6 +139,8 @@ window.addEventListener("dflash:step", (event) => {
   }
   mark(index);
   readout(steps[index - 1]);
+  clearTimeout(timer);
+  if (["pointer", "keyboard"].includes(event.detail.source)) timer = setTimeout(rememberStep, QUIET);
 });
 
 rows.addEventListener("keydown", (event) => {
@@ -152,16 +154,38 @@ rows.addEventListener("keydown", (event) => {
 });
 
 const LONGEST_LINK = 6000; // characters; servers and chat programs cut longer ones
+const QUIET = 300; // ms on one step before it is in the address: browsers refuse hundreds of changes at once
+let timer = null;
+
+// This page with these values in its address and no others; empty ones are left out.
+function address(values) {
+  const link = new URL(window.location.pathname, window.location.origin);
+  for (const [name, value] of Object.entries(values)) {
+    const text = Array.isArray(value) ? (value.length ? JSON.stringify(value) : "") : String(value ?? "");
+    if (text) link.searchParams.set(name, text);
+  }
+  return link.href;
+}
+
+const atStep = () => (chosen > 1 ? { step: chosen } : {});
+
+function remember(values) {
+  clearTimeout(timer);
+  const href = address(values);
+  // Where the settings are too long for an address it names none, rather than others.
+  history.replaceState(history.state, "", href.length <= LONGEST_LINK ? href : window.location.pathname);
+}
+
+function rememberStep() {
+  const link = new URL(window.location.href);
+  if (chosen > 1) link.searchParams.set("step", chosen); else link.searchParams.delete("step");
+  history.replaceState(history.state, "", link);
+}
 
 function copyLink() {
-  const link = new URL(window.location.pathname, window.location.origin);
-  for (const [name, value] of Object.entries(race.settings)) {
-    if (Array.isArray(value) ? value.length : true) {
-      link.searchParams.set(name, Array.isArray(value) ? JSON.stringify(value) : value);
-    }
-  }
+  const href = address({ ...race.settings, ...atStep() });
   const button = find(".df-copy");
-  if (link.href.length <= LONGEST_LINK) return window.dflash.handOver(link.href, button);
+  if (href.length <= LONGEST_LINK) return window.dflash.handOver(href, button);
   button.textContent = "Too long for a link: save the trace";
   setTimeout(() => { button.textContent = button.dataset.label || "Copy link"; }, 3000);
 }
@@ -179,7 +203,8 @@ function draw() {
   table();
   timeline();
   find(".df-readout").textContent = "";
-  window.dflash.select(1, "start");
+  const asked = Number(new URL(window.location.href).searchParams.get("step"));
+  if (asked > 1 && steps[asked - 1]) window.dflash.select(asked, "link"); else window.dflash.select(1, "start");
 }
 
 find(".df-export").addEventListener("click", () => window.dflash.download("dflash-trace.json", race.trace));
@@ -187,10 +212,10 @@ find(".df-copy").dataset.label = "Copy link";
 find(".df-copy").addEventListener("click", copyLink);
 find(".df-save").addEventListener("click", () => trigger("save"));
 window.addEventListener("dflash:saved", (event) => {
-  const link = new URL(window.location.pathname, window.location.origin);
-  link.searchParams.set("trace", event.detail);
-  window.dflash.handOver(link.href, find(".df-save"));
+  remember({ trace: event.detail, ...atStep() });
+  window.dflash.handOver(window.location.href, find(".df-save"));
 });
+window.addEventListener("dflash:edited", (event) => remember(event.detail));
 new ResizeObserver(() => { if (race && race.phase === "done") timeline(); }).observe(chart.parentElement);
 watch("value", draw);
 draw();

@@ -184,6 +184,7 @@ function draw(first) {
   find(".df-number b").textContent = race.speedup == null ? "–" : race.speedup.toFixed(2);
   find(".df-forwards").textContent = race.speedup == null ? ""
     : `${race.draft.forwards} target forwards instead of ${race.target.forwards}`;
+  find(".df-beside").textContent = race.beside || "";
   const status = find(".df-status");
   status.textContent = race.message || "";
   status.classList.toggle("bad", race.phase === "error");

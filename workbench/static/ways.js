@@ -55,6 +55,7 @@ function draw() {
   find("tbody").replaceChildren(...view.rows.map((row) => line(row, most)));
   find(".df-result").hidden = !view.rows.length;
   find(".df-export").hidden = view.phase !== "done";
+  find(".df-beside").textContent = view.rows[0]?.beside || "";
   const status = find(".df-status");
   status.textContent = view.message;
   status.classList.toggle("bad", view.phase === "error");
