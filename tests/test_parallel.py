@@ -279,3 +279,29 @@ def test_muon_on_whole_matrices_is_torchs_own_to_the_last_bit(shape):
         for optimizer in pair:
             optimizer.step()
         assert torch.equal(ours, theirs)
+
+
+LEAVING = textwrap.dedent("""
+    import sys, weakref
+    from pathlib import Path
+    from dflash.config import TrainConfig
+    from dflash.errors import UserError
+    from dflash.training.world import joined
+
+    def refuse():
+        raise UserError("no")
+
+    with joined(TrainConfig.model_validate_json((Path(sys.argv[1]) / "config.json").read_text())) as world:
+        groups = [weakref.ref(group) for group in (world.control, world.saving)]
+        try:
+            world.on_main(refuse)
+        except UserError as error:
+            kept = error  # and with it every frame that saw the world
+    assert [group() for group in groups] == [None, None]
+""")
+
+
+def test_no_process_group_outlives_the_training_even_where_an_error_does(config, tmp_path):
+    (tmp_path / "config.json").write_text(config().model_dump_json(exclude_unset=True))
+    result = torchrun(2, LEAVING, tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]

@@ -26,9 +26,9 @@ _PULSE_SECONDS = 5.0  # between signs of life of a rank that works for long
 _SHORTEST_TIMEOUT = timedelta(minutes=30)  # the first rank may be downloading a target while the others wait
 
 
-@dataclass(frozen=True)
+@dataclass
 class World:
-    """This process among `size`; the groups are None in a process of its own."""
+    """This process among `size`; the groups are None in a process of its own, and once it has left."""
 
     rank: int
     size: int
@@ -153,9 +153,14 @@ def joined(config: TrainConfig) -> Iterator[World]:
         alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
         dist.init_process_group(backend, timeout=timeout, **alone)
     control, saving = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+    world = World(dist.get_rank(), size, device, control, saving)
+    del control, saving
     try:
-        yield World(dist.get_rank(), size, device, control, saving)
+        yield world
     finally:
+        # A group's threads have to end before the interpreter does, or they may abort it. An error on its way up keeps
+        # the frames that know `world`, so the groups go even where that stays.
+        world.control = world.saving = None
         if mine:
             dist.destroy_process_group()
 
