@@ -24,13 +24,15 @@ ROWS = (SizeRow(2, StepCost(20, 2, 21, 1), 30, 1.5, 1.2, (1.0, 1.4)), SizeRow(4,
 
 
 def test_groups_are_dots_with_their_intervals_the_first_on_top():
-    dots = tau_by_group(GROUPS, "category").data[0]
-    assert list(dots.x) == [1.5, 2.5]
-    shown = tau_by_group(GROUPS, "category").layout.yaxis.ticktext
-    assert list(shown) == ["&lt;b&gt;", "math"], "a name that looks like markup must not become some"
-    assert list(dots.error_x.array) == pytest.approx([0, 0.6])
-    assert list(dots.error_x.arrayminus) == pytest.approx([0, 0.5])
-    assert "100 steps of 4 prompts" in dots.customdata[1][0]
+    figure = tau_by_group(GROUPS, "category")
+    dots = figure.data[0]
+    assert list(dots.x) == [2.5, 1.5]
+    assert list(figure.layout.yaxis.ticktext) == ["math", "&lt;b&gt;"], "a name like markup must not become some"
+    assert list(dots.y) == list(figure.layout.yaxis.tickvals) == [0, 1]
+    assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1], "the first one on top"
+    assert list(dots.error_x.array) == pytest.approx([0.6, 0])
+    assert list(dots.error_x.arrayminus) == pytest.approx([0.5, 0])
+    assert "100 steps of 4 prompts" in dots.customdata[0][0]
 
 
 def test_places_where_nothing_began_have_no_dot():
@@ -54,7 +56,7 @@ def test_the_distribution_counts_answers_in_quarters_of_a_token():
 
 
 def test_results_keep_their_order_and_pairs_fall_on_their_side():
-    assert list(tau_over_results({"b": GROUPS["math"], "a": GROUPS["<b>"]}).layout.xaxis.ticktext) == ["b", "a"]
+    assert list(tau_over_results({"b": GROUPS["math"], "a": GROUPS["<b>"]}).layout.yaxis.ticktext) == ["b", "a"]
     diagonal, second, first = tau_pairs([("p", 1.5, 2.0), ("q", 2.0, 1.5), ("r", 2.0, 2.0)], "one", "two").data
     assert list(second.x) == [1.5, 2.0] and list(second.y) == [2.0, 2.0]
     assert list(first.x) == [2.0] and list(first.y) == [1.5]
@@ -67,9 +69,10 @@ def test_long_names_that_begin_alike_stay_apart():
     estimates = dict.fromkeys(names, GROUPS["math"])
     over, groups = tau_over_results(estimates), tau_by_group(estimates, "prompt set")
     pairs = tau_pairs([("p", 1.5, 2.0)], first, second).layout
-    assert len(set(over.data[0].x)) == len(set(groups.data[0].y)) == 2
-    assert len(set(over.layout.xaxis.ticktext)) == len(set(groups.layout.yaxis.ticktext)) == 2
-    assert "0000500-1123-140000" in over.layout.xaxis.ticktext[0] and len(over.layout.xaxis.ticktext[0]) == 28
+    for figure in (over, groups):
+        shown = figure.layout.yaxis.ticktext
+        assert len(set(figure.data[0].y)) == len(set(shown)) == 2
+        assert shown[0] == "smollm2…<br>_0000500-1123-140000"
     assert pairs.xaxis.title.text.endswith("0000500-1123-140000") and pairs.yaxis.title.text.endswith("141500")
 
 

@@ -75,7 +75,7 @@ def test_two_results_are_compared_on_the_prompts_they_share(tiny_target, result,
     assert "b yields -" in sentence or "+0.00" in sentence
     assert "Over 2 shared prompts" in sentence and "first a" in table
     over, table = compare_view.over_results([("a", result), ("b", other)])
-    assert list(over.layout.xaxis.ticktext) == ["a", "b"] and table.count("<tr>") == 3
+    assert list(over.layout.yaxis.ticktext) == ["a", "b"] and table.count("<tr>") == 3
     lone = replace(other, answers=(replace(other.answers[0], id="elsewhere"),))
     plot, said = compare_view.over_results([("a", result), ("b", lone)])
     assert plot is None and "share no prompt" in said
@@ -84,7 +84,7 @@ def test_two_results_are_compared_on_the_prompts_they_share(tiny_target, result,
 
 def test_checkpoints_of_one_run_come_in_their_order(result):
     over, _ = compare_view.over_results([("run/step_3", result), ("run/step_1", result), ("run/step_2", result)])
-    assert list(over.layout.xaxis.ticktext) == ["run/step_1", "run/step_2", "run/step_3"]
+    assert list(over.layout.yaxis.ticktext) == ["run/step_1", "run/step_2", "run/step_3"]
 
 
 def test_results_that_were_decoded_otherwise_are_not_drawn_beside_one_another(result):

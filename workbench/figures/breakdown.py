@@ -13,36 +13,13 @@ from workbench.figures.intervals import error_bars
 from workbench.figures.palette import DRAFT, IDLE, TARGET, lay_out
 
 _BIN = 0.25  # tokens per forward
+_LINE = 20  # characters of a name beside an axis: more would leave a phone's figure no room
 _HOVER = "%{customdata[0]}<extra></extra>"
 
 
 def tau_by_group(groups: Mapping[str, Estimate], what: str) -> go.Figure:
     """Tau of each group as a dot with its 95 % interval; `what` names the kind of group ("category")."""
-    names = list(groups)[::-1]  # the first one on top
-    figure = go.Figure()
-    estimates = [groups[name] for name in names]
-    figure.add_scatter(
-        x=[estimate.value for estimate in estimates],
-        y=list(range(len(names))),
-        error_x=tau_interval(estimates),
-        mode="markers",
-        marker={"size": 10, "color": DRAFT},
-        customdata=[
-            [f"{html.escape(name)}: {in_words(estimate)}"] for name, estimate in zip(names, estimates, strict=True)
-        ],
-        hovertemplate=_HOVER,
-        showlegend=False,
-    )
-    figure.update_xaxes(rangemode="tozero")
-    lay_out(
-        figure,
-        f"Which {what} suits the draft?",
-        x="tau, with 95 % interval",
-        y="",
-        height=150 + 34 * len(names),
-    )
-    figure.update_yaxes(automargin=True, showgrid=False, range=[-0.6, len(names) - 0.4], **_named_ticks(names))
-    return _floor_of_tau(figure, "x")
+    return _named_taus(groups, f"Which {what} suits the draft?", mode="markers")
 
 
 def tau_by_place(estimates: Sequence[Estimate], edges: Sequence[int]) -> go.Figure:
@@ -129,29 +106,7 @@ def tau_distribution(taus: Sequence[float]) -> go.Figure:
 
 def tau_over_results(estimates: Mapping[str, Estimate]) -> go.Figure:
     """Tau of several results on the prompts that all of them share, in the order given."""
-    names, values = list(estimates), list(estimates.values())
-    figure = go.Figure()
-    figure.add_scatter(
-        x=list(range(len(names))),
-        y=[estimate.value for estimate in values],
-        error_y=tau_interval(values),
-        mode="lines+markers",
-        line={"color": DRAFT, "width": 1.5, "dash": "dot"},
-        marker={"size": 10},
-        customdata=[[f"{html.escape(name)}: {in_words(estimate)}"] for name, estimate in estimates.items()],
-        hovertemplate=_HOVER,
-        showlegend=False,
-    )
-    figure.update_xaxes(automargin=True, range=[-0.5, len(names) - 0.5], **_named_ticks(names))
-    figure.update_yaxes(rangemode="tozero")
-    lay_out(
-        figure,
-        "Does it get better from one to the next?",
-        x="",
-        y="tau on shared prompts, with 95 % interval",
-        height=320,
-    )
-    return _floor_of_tau(figure, "y")
+    return _named_taus(estimates, "Does it get better from one to the next?", mode="lines+markers")
 
 
 def tau_pairs(pairs: Sequence[tuple[str, float, float]], first: str, second: str) -> go.Figure:
@@ -213,17 +168,48 @@ def _places(edges: Sequence[int], i: int) -> str:
     return f"{edges[i]}–{edges[i + 1] - 1}"
 
 
-def _named_ticks(names: Sequence[str]) -> dict:
-    """Names at 0, 1, ... of an axis. As categories, two that are shortened alike would become one place."""
-    return {"tickvals": list(range(len(names))), "ticktext": [_shortened(name) for name in names]}
+def _named_taus(estimates: Mapping[str, Estimate], question: str, *, mode: str) -> go.Figure:
+    """A dot with its interval for each name, the first one on top."""
+    names, values = list(estimates), list(estimates.values())
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[estimate.value for estimate in values],
+        y=list(range(len(names))),  # as categories, two names that are shortened alike would become one place
+        error_x=tau_interval(values),
+        mode=mode,
+        line={"color": DRAFT, "width": 1.5, "dash": "dot"},
+        marker={"size": 10, "color": DRAFT},
+        customdata=[[f"{html.escape(name)}: {in_words(estimate)}"] for name, estimate in estimates.items()],
+        hovertemplate=_HOVER,
+        showlegend=False,
+    )
+    figure.update_xaxes(rangemode="tozero")
+    # No longer: the title stands below what the names leave of a phone's width.
+    lay_out(figure, question, x="tau, with 95 % interval", y="", height=150 + 34 * len(names))
+    figure.update_yaxes(
+        automargin=True,
+        showgrid=False,
+        range=[len(names) - 0.4, -0.6],
+        tickvals=list(range(len(names))),
+        ticktext=[_in_two_lines(name) for name in names],
+        tickfont={"size": 11},
+    )
+    return _floor_of_tau(figure, "x")
 
 
-def _shortened(name: str, width: int = 28) -> str:
-    """At most `width` characters, cut early in the name: the end of a result's name holds its checkpoint and time."""
-    start = width // 4
-    shown = name if len(name) <= width else f"{name[:start]}…{name[start + 1 - width :]}"
+def _in_two_lines(name: str) -> str:
+    shown = _cut(name)
+    return "<br>".join(html.escape(part) for part in (shown[:-_LINE], shown[-_LINE:]) if part)
+
+
+def _shortened(name: str) -> str:
     # Plotly reads a little HTML in its texts: a category called "<b>" must not look like it.
-    return html.escape(shown)
+    return html.escape(_cut(name))
+
+
+def _cut(name: str) -> str:
+    """At most 28 characters, cut early in the name: the end of a result's name holds its checkpoint and time."""
+    return name if len(name) <= _LINE + 8 else f"{name[:7]}…{name[-_LINE:]}"
 
 
 def _floor_of_tau(figure: go.Figure, axis: str) -> go.Figure:
