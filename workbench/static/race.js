@@ -102,7 +102,9 @@ function at(elapsed) {
   for (const name of ["target", "draft"]) {
     const trace = race[name];
     let count = 0;
-    while (count < trace.steps.length && trace.steps[count].end_s <= elapsed) count++;
+    // At the end all of them: summed in another order, the last step may end a rounding error behind the total.
+    const over = elapsed >= trace.total_s;
+    while (count < trace.steps.length && (over || trace.steps[count].end_s <= elapsed)) count++;
     const next = trace.steps[count];
     const began = count ? trace.steps[count - 1].end_s : 0;
     const guessing = name === "draft" && next && elapsed >= began + next.draft_s;
