@@ -125,7 +125,7 @@ RANKS = textwrap.dedent("""
     from dflash.training.world import joined
     worlds._PULSE_SECONDS = 0.2
 
-    def main(here):  # process groups that live on as globals abort a rank now and then when its interpreter ends
+    def main(here):
         config = TrainConfig.model_validate_json((here / "config.json").read_text())
         with joined(config) as world:
             tokenizer = load_tokenizer(config.target.name)

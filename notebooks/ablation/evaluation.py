@@ -13,8 +13,8 @@ import pandas as pd
 import dflash
 from dflash.errors import UserError
 from dflash.evaluation.acceptance import Proportion
-from dflash.evaluation.breakdown import Estimate
-from dflash.evaluation.report_file import Evaluation, parse_report
+from dflash.evaluation.breakdown import Estimate, most_missed
+from dflash.evaluation.report_file import Answer, Evaluation, parse_report
 
 _HERE = Path(__file__).resolve().parents[1]
 RECORDED = _HERE / "results" / "05_where_drafts_die.json"
@@ -63,6 +63,20 @@ def estimates(names: Iterable[str], found: Iterable[Estimate], what: str) -> pd.
         for name, one in zip(names, found, strict=True)
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(what)
+
+
+def missed(answers: Sequence[Answer], count: int) -> pd.DataFrame:
+    """The target's tokens at which most blocks died: their share of all deaths, Wilson's interval, the draft's tokens.
+
+    Not the share of a token's own occurrences: a trimmed report keeps the tokens of deaths alone.
+    """
+    deaths = sum(1 for answer in answers for _ in answer.detail.misses())
+    worst = most_missed(answers, count)
+    shares = proportions(
+        [repr(one.text) for one in worst], [Proportion(one.missed.hits, deaths) for one in worst], "of all deaths"
+    )
+    instead = [", ".join(f"{text!r} {times}" for text, times in one.instead) for one in worst]
+    return shares.assign(**{"the draft wrote": instead}).rename_axis("target's token")
 
 
 def _percent(one: Proportion) -> tuple[float, float]:
