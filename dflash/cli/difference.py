@@ -10,7 +10,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "difference",
         help="compare two results of evaluate, prompt by prompt",
-        description="Tau of the second result less that of the first on the prompts both hold, with a 95 %% interval "
+        description="Tau of the second result less that of the first on the prompts both hold, with a 95 % interval "
         "(a bootstrap over prompts), and how many prompts came out better, equal and worse. Results that were decoded "
         "with other settings are refused.",
     )
