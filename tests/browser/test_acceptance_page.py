@@ -98,6 +98,17 @@ def test_grouping_and_gamma_change_their_figure_alone(visit):
     assert page.inner_html("#lead") == lead
 
 
+def test_a_result_that_is_chosen_brings_the_gamma_of_its_training(visit, runs):
+    (runs / "run-1" / "config.yaml").write_text("draft:\n  block_size: 4\nblocks:\n  gamma: 1.5\n")
+    (runs / "run-1" / "status.json").write_text('{"state": "done"}')
+    page = shown(visit, "?result=newest").page
+    page.wait_for_function("document.querySelector('#survival').textContent.includes('weight at gamma')")
+    page.click("#result input")
+    page.click("[role=option]:has-text('run-1/step_1')")
+    page.wait_for_function("document.querySelector('#survival').textContent.includes('training (gamma 1.5)')")
+    page.wait_for_function("location.search.includes('gamma=1.5')")
+
+
 def test_what_if_follows_its_sliders_by_keyboard(visit):
     page = shown(visit).page
     before = page.inner_text("#whatif-answer .df-big")
