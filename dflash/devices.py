@@ -1,5 +1,6 @@
 """Torch devices by their names, judged without importing torch."""
 
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,17 @@ def is_device_name(name: str) -> bool:
 def nvidia_driver_is_here() -> bool:
     """Whether NVIDIA's driver is loaded: a guess for planning, torch has the last word."""
     return any(Path(sign).exists() for sign in _NVIDIA_DRIVER)
+
+
+def memory_of(kind: str) -> int | None:
+    """Bytes of one device of that type; of the whole machine for the CPU, None where there is no such device here."""
+    if kind == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if kind == "cuda" and nvidia_driver_is_here():
+        import torch  # only it knows, and a machine with the driver is about to load it anyway
+
+        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    return None
 
 
 def assumed_device_type(name: str) -> str:

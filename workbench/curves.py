@@ -135,7 +135,8 @@ PANELS = (
         "memory",
         "How much memory does it hold?",
         "GiB",
-        "The most that the fullest rank has held so far: of its GPU, or of the host where it computes there.",
+        "The most that the fullest rank has held so far: of its GPU, or of the host where it "
+        "computes there, which counts files mapped into memory, such as a feature cache, as well.",
         (Line("train", "memory_gib", "peak", "line"),),
     ),
 )
@@ -143,7 +144,7 @@ SLOTS = Panel(
     "slots",
     "Which slots does it get right?",
     "% right",
-    "Share of each slot's tokens that the draft would guess, given everything before the block; of the first run.",
+    "Share of each slot's tokens that the draft would guess, given everything before the block.",
     (),
 )
 PROFILE = Panel(
@@ -157,7 +158,7 @@ PROFILE = Panel(
 
 def curves(panel: Panel, runs: Sequence[RunSeries], points: int, span: Span | None = None) -> list[Curve]:
     """What a chart over steps shows of some runs; empty where none of them recorded it."""
-    if panel is SLOTS:
+    if panel.key == SLOTS.key:
         return slot_curves(runs[0], points, span) if runs else []
     found = []
     for place, run in enumerate(runs):
@@ -168,7 +169,14 @@ def curves(panel: Panel, runs: Sequence[RunSeries], points: int, span: Span | No
     return found
 
 
-def in_readable_unit(panel: Panel, runs: Sequence[RunSeries]) -> Panel:
+def about_runs(panel: Panel, runs: Sequence[RunSeries]) -> Panel:
+    """The panel in words and units for these runs: the slots are drawn of the first one alone, which it then names."""
+    if panel is SLOTS and len(runs) > 1:
+        return replace(panel, question=f"Which slots does {runs[0].name} get right?")
+    return _in_readable_unit(panel, runs)
+
+
+def _in_readable_unit(panel: Panel, runs: Sequence[RunSeries]) -> Panel:
     """The panel with GB in place of MB where these runs have so many; one that shows no bytes as it is."""
     columns = (run.column(line.kind, line.column)[1] for run in runs for line in panel.lines)
     if panel.per != 1e6 or max((y.max() for y in columns if len(y)), default=0) < 1e9:

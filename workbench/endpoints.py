@@ -1,12 +1,14 @@
-"""Named endpoints that compute: each waits for its turn, and ends when its client cancels it or goes away."""
+"""Named endpoints: their arguments are checked, and one that computes ends when its client cancels it or goes away."""
 
 import inspect
+import reprlib
 import time
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any
+from typing import Any, get_type_hints
 
 import gradio as gr
+from pydantic import TypeAdapter, ValidationError
 
 from workbench.sentences import sentence_of
 from workbench.worker import Worker
@@ -40,3 +42,37 @@ def computing(endpoint: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
 
     running.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
     return running
+
+
+def register(endpoint: Callable[..., Any], name: str = "") -> None:
+    """Give the app this endpoint, under its function's name unless told otherwise."""
+    gr.api(typed(endpoint), api_name=name or endpoint.__name__, concurrency_limit=None)
+
+
+def typed(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """The endpoint, refusing arguments that are not of the annotated types in a sentence that names the first one."""
+    signature, hints = inspect.signature(endpoint), get_type_hints(endpoint)
+
+    def checked(args: tuple, options: dict[str, Any]) -> inspect.BoundArguments:
+        bound = signature.bind(*args, **options)
+        for name, value in bound.arguments.items():
+            hint = hints.get(name, Any)
+            try:
+                bound.arguments[name] = TypeAdapter(hint).validate_python(value)
+            except ValidationError as error:
+                wanted = inspect.formatannotation(hint)
+                sentence = f"Argument {name} = {reprlib.repr(value)} is not usable: give a value of type {wanted}."
+                raise gr.Error(sentence, print_exception=False) from error
+        return bound
+
+    @wraps(endpoint)
+    def plain(*args, **options) -> Any:
+        bound = checked(args, options)
+        return endpoint(*bound.args, **bound.kwargs)
+
+    @wraps(endpoint)
+    def running(*args, **options) -> Iterator[Any]:
+        bound = checked(args, options)
+        yield from endpoint(*bound.args, **bound.kwargs)
+
+    return running if inspect.isgeneratorfunction(endpoint) else plain  # Gradio tells the two apart

@@ -15,7 +15,7 @@ _MOST_RUNS = 50  # offered to start from
 def form_view(prepared: Prepared) -> dict[str, Any]:
     """What the form's script draws; texts only, so that nothing in it is read as HTML."""
     plan = prepared.plan
-    complaints = [*plan.faults, *plan.lacking]
+    complaints = [*plan.faults, *plan.lacking, *plan.doubts]
     idle = idle_reasons(plan.config)
     sections = []
     for name, fields in form_sections().items():

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from workbench.capacity import device_memory, gpu_count
+from dflash.devices import memory_of
+from workbench.capacity import gpu_count
 from workbench.form import first_setting
 from workbench.gpu_split import devices_of
 from workbench.run_request import Prepared
@@ -36,7 +37,7 @@ def launch_view(
         "busy": busy,
         "trouble": [
             {"sentence": complaint.sentence, "setting": first_setting(complaint)}
-            for complaint in (() if data_follows else (*plan.faults, *plan.lacking))
+            for complaint in ((() if data_follows else (*plan.faults, *plan.lacking)) + plan.doubts)
         ],
         "make": [] if data_follows else [synthesis_in_words(prepared, file) for file in files],
         "command": prepared.shown_command,
@@ -52,6 +53,8 @@ def verdict(prepared: Prepared, busy: bool = False) -> str:
         return f"{faults} setting{' has' if faults == 1 else 's have'} to change first."
     if lacking:
         return "One thing is missing on this machine." if lacking == 1 else f"{lacking} things are missing here."
+    if prepared.plan.doubts:
+        return "It can start, but its memory may not suffice."
     return "Ready; something runs already, and both would be slower: Queue waits." if busy else "Ready to start."
 
 
@@ -94,8 +97,8 @@ def place_of(prepared: Prepared) -> str:
 def capacity_of(prepared: Prepared) -> int | None:
     """Bytes of the device here that `place_of` names; None where this machine has no such device."""
     if _wants_gpu(prepared):
-        return device_memory("cuda")
-    return device_memory("cuda" if prepared.plan.config.run.device == "auto" and gpu_count() else "cpu")
+        return memory_of("cuda")
+    return memory_of("cuda" if prepared.plan.config.run.device == "auto" and gpu_count() else "cpu")
 
 
 def _wants_gpu(prepared: Prepared) -> bool:

@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,9 @@ from dflash.errors import UserError
 from dflash.online.deployment import is_started_here
 from dflash.recipes import resolve_recipe, shipped_recipes
 from dflash.training.plan import RunPlan, plan_run
+from workbench.capacity import gpu_count
 from workbench.form_fields import field_of
+from workbench.job import read_json
 from workbench.run_reader import NAME, RunsRoot
 
 RUN_PREFIX = "run:"  # before the name of an earlier run, to tell it from a recipe
@@ -31,13 +33,14 @@ class RunRequest:
     """Where a config comes from and what is changed in it.
 
     `origin` is the name of a shipped recipe, or "run:NAME" for an earlier run. `settings` holds the text typed for each
-    `section.key`; empty text asks for the default. `ranks` is the number of processes that train.
+    `section.key`; empty text asks for the default. `ranks` is the number of processes that train; None: as
+    many as suit the origin, see `usual_ranks`.
     """
 
     origin: str
     settings: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
-    ranks: int = 1
+    ranks: int | None = None
 
     @classmethod
     def from_json(cls, value: Any) -> "RunRequest":
@@ -48,7 +51,7 @@ class RunRequest:
         """
         try:
             settings = {str(key): str(text) for key, text in value.get("settings", {}).items()}
-            ranks = int(str(value.get("ranks") or 1))
+            ranks = int(str(value["ranks"])) if value.get("ranks") else None
             request = cls(str(value["origin"]), settings, str(value.get("name") or "").strip(), ranks)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError("The page sent something that is no run: reload it.") from error
@@ -97,7 +100,7 @@ class RunRequest:
             raise UserError(
                 f"Run name {self.name[:120]!r} is no plain name: use letters, digits, '-', '_' and '.', up to 100."
             )
-        if not 1 <= self.ranks <= _LARGEST_WORLD:
+        if self.ranks is not None and not 1 <= self.ranks <= _LARGEST_WORLD:
             raise UserError(f"{self.ranks} training processes are not possible: give 1 to {_LARGEST_WORLD}.")
 
     def to_json(self) -> dict[str, Any]:
@@ -185,9 +188,28 @@ def prepare(request: RunRequest, root: RunsRoot) -> Prepared:
     changed = overrides(request.settings)
     tree = read_tree(source, changed)
     name = request.name or f"{stem[:80]}-{datetime.now():%Y%m%d-%H%M%S}"
+    if request.ranks is None:
+        request = replace(request, ranks=usual_ranks(request.origin, tree, root))
     ranks = None if is_online(tree) else request.ranks  # of online runs the config says how many
     plan = plan_run(tree, repr(shown), root.root / name, ranks)
     return Prepared(request, source, shown, read_tree(source), plan, root.root)
+
+
+def usual_ranks(origin: str, tree: Mapping[str, Any], root: RunsRoot) -> int:
+    """Processes to begin with: a run's own number, every GPU here where a recipe asks for CUDA, otherwise one."""
+    if origin.startswith(RUN_PREFIX):
+        return ranks_of_run(origin.removeprefix(RUN_PREFIX), root)
+    run = tree.get("run")
+    device = run.get("device") if isinstance(run, Mapping) else None
+    return (gpu_count() or 1) if str(device).startswith("cuda") and not is_online(tree) else 1
+
+
+def ranks_of_run(name: str, root: RunsRoot) -> int:
+    """Processes that torchrun started for a run, as its newest checkpoint tells: as many go on exactly."""
+    if is_online(root.settings(name)):
+        return 1  # `dflash train` starts them itself
+    states = sorted(root.path(name).glob("checkpoints/step_*/trainer.json"))
+    return int(read_json(states[-1]).get("world_size", 1)) if states else 1
 
 
 def _short(path: Path) -> str:

@@ -223,7 +223,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _started(path: Path) -> float | None:
-    """environment.json is written once, when a run is created."""
+    """As environment.json says, which is written once, when a run is created; of an older run, its file's time."""
+    try:
+        about = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        about = None  # that it is damaged hides nothing else of the run
+    if isinstance(about, dict) and is_number(about.get("started")):
+        return about["started"]
     for name in ("environment.json", "config.yaml"):
         try:
             return (path / name).stat().st_mtime

@@ -13,8 +13,8 @@ from dflash.errors import UserError
 from dflash.online.balance import verdict
 from dflash.online.planner import ranks_fit
 from workbench.config_diff import differences
-from workbench.curves import PANELS, PROFILE, SLOTS, Curve, Panel, Span, curves, in_readable_unit, slot_profile
-from workbench.figures.palette import RUNS, along_the_block
+from workbench.curves import PANELS, PROFILE, SLOTS, Curve, Panel, Span, about_runs, curves, slot_profile
+from workbench.figures.palette import RUNS, slot_colour
 from workbench.metric_lines import is_number
 from workbench.run_checkpoints import checkpoints
 from workbench.run_reader import RunsRoot
@@ -66,8 +66,8 @@ def row_view(row: RunRow) -> dict[str, Any]:
 
 def curves_view(runs: Sequence[RunSeries], span: Span | None = None, points: int = POINTS) -> dict[str, Any]:
     """All charts of some runs; those that none of them has values for are left out."""
-    chosen = [in_readable_unit(panel, runs) for panel in (*PANELS[:2], SLOTS, *PANELS[2:])]
-    panels = [_panel_view(panel, curves(panel, runs, points, span)) for panel in chosen]
+    chosen = [about_runs(panel, runs) for panel in (*PANELS[:2], SLOTS, *PANELS[2:])]
+    panels = [_panel_view(panel, curves(panel, runs, points, span), len(runs)) for panel in chosen]
     panels.insert(3, _profile_view(runs))
     ends = [run.steps for run in runs if run.steps]
     return {
@@ -133,8 +133,7 @@ def text_of(path: Path, most: int = 40_000) -> str:
     return text if len(text) <= most else f"{text[:most]}\n… (the rest is in {path})"
 
 
-def _panel_view(panel: Panel, drawn: Sequence[Curve]) -> dict[str, Any]:
-    slots = len(drawn) if panel is SLOTS else 0
+def _panel_view(panel: Panel, drawn: Sequence[Curve], runs: int = 1) -> dict[str, Any]:
     return {
         "key": panel.key,
         "question": panel.question,
@@ -146,7 +145,7 @@ def _panel_view(panel: Panel, drawn: Sequence[Curve]) -> dict[str, Any]:
                 "run": curve.run,
                 "label": curve.label,
                 "style": curve.style,
-                "colour": along_the_block(curve.slot, slots) if curve.slot else RUNS[curve.run],
+                "colour": slot_colour(curve.slot, len(drawn), runs) if curve.slot else RUNS[curve.run],
                 "x": _short(curve.points.x),
                 "y": _short(curve.points.y),
                 "low": None if curve.points.low is None else _short(curve.points.low),

@@ -14,7 +14,7 @@ from dflash.errors import UserError
 from workbench.job import Job, read_json
 from workbench.jobs import GRACE, Jobs
 from workbench.run_reader import RunsRoot
-from workbench.run_request import Prepared, is_online, program
+from workbench.run_request import Prepared, program, ranks_of_run
 from workbench.run_summary import HEARTBEAT_BOUND, RunSummary
 
 TRAIN, DATA = "train", "data"
@@ -120,7 +120,7 @@ class TrainJobs:
             return self.jobs.resume(name, queued=queued)
         self._check_resumable(name)
         path = self.runs.path(name)
-        command = [*program(self._ranks(name)), "train", "--resume", str(path)]
+        command = [*program(ranks_of_run(name, self.runs)), "train", "--resume", str(path)]
         begin = self.jobs.enqueue if queued else self.jobs.start
         return begin(command, kind=TRAIN, name=name, resume_command=command)
 
@@ -138,14 +138,6 @@ class TrainJobs:
         rows = [self._row(job, turns, busy=bool(running)) for job in (*running, *queued, *over)]
         known = {job.name for job in jobs if job.active}
         return [self._foreign_row(name) for name in self._running_elsewhere(known)] + rows
-
-    def _ranks(self, name: str) -> int:
-        """Processes that torchrun started for a run, as its newest checkpoint tells: as many go on exactly."""
-        settings = self.runs.settings(name)
-        if is_online(settings):
-            return 1  # `dflash train` starts them itself
-        states = sorted(self.runs.path(name).glob("checkpoints/step_*/trainer.json"))
-        return int(read_json(states[-1]).get("world_size", 1)) if states else 1
 
     def _check_resumable(self, name: str) -> None:
         path = self.runs.path(name)

@@ -20,7 +20,7 @@ from dflash.target_facts import TargetFacts, target_facts
 from dflash.training.draft_checks import start_complaints
 from dflash.training.estimate import Estimate, estimate
 from dflash.training.preflight import notes, rank_complaints, size_complaints, target_complaints
-from dflash.training.readiness import device_complaints, folder_complaints, machine_complaints
+from dflash.training.readiness import device_complaints, folder_complaints, machine_complaints, memory_doubts
 from dflash.training.resume_notes import resume_notes
 
 
@@ -36,6 +36,7 @@ class RunPlan:
     notes: tuple[str, ...]
     faults: tuple[Complaint, ...]  # wrong on every machine
     lacking: tuple[Complaint, ...]  # what keeps this machine, though not every machine, from starting it
+    doubts: tuple[Complaint, ...] = ()  # what may well fail on this machine, though it may start; notes hold it, too
     deployment: Deployment | None = None  # what `dflash train` starts, where it does; None as well for unknown targets
 
     def refuse(self, *, also_lacking: bool) -> None:
@@ -93,6 +94,7 @@ def plan_run(
         *(device_complaints(config) if guess_device else ()),
         *(folder_complaints(run_dir) if new_folder else ()),
     ]
+    doubts = tuple(memory_doubts(config, numbers, kind))
     remarks = resume_notes(run_dir, config, numbers.conversations) if resumed else ()
     faulty = [field for complaint in faults for field in complaint.fields]
     return RunPlan(
@@ -101,10 +103,11 @@ def plan_run(
         run_dir=run_dir,
         facts=facts,
         estimate=numbers,
-        notes=(*notes(config, facts, numbers.steps), *remarks),
+        notes=(*notes(config, facts, numbers.steps), *remarks, *(doubt.sentence for doubt in doubts)),
         faults=tuple(faults),
         # What hangs on a faulty setting was judged with its default.
         lacking=tuple(complaint for complaint in lacking if not complaint.touches(faulty)),
+        doubts=doubts,
         deployment=found.deployment,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from dflash.complaints import Complaint
 from dflash.config import TrainConfig
 from dflash.data.sources import is_hub_id, is_jsonl
-from dflash.devices import nvidia_driver_is_here
+from dflash.devices import memory_of, nvidia_driver_is_here
 from dflash.errors import UserError
 from dflash.hub import hub_is_reachable
 from dflash.target_facts import target_is_here
@@ -45,6 +45,21 @@ def device_complaints(config: TrainConfig) -> Iterator[Complaint]:
         yield Complaint(
             ("run.device",),
             f"run.device = {config.run.device!r} needs an NVIDIA driver; none seems to be here: set run.device=auto.",
+        )
+
+
+def memory_doubts(config: TrainConfig, numbers: Estimate, kind: str) -> Iterator[Complaint]:
+    """More memory than there is, estimated at its largest: a doubt, since rows may be shorter than data.max_length."""
+    there = memory_of(kind)
+    ranks = numbers.world_size if kind == "cpu" else 1  # all ranks share the machine's memory, each has its own GPU
+    needed = ranks * (numbers.device_bytes + (numbers.host_bytes if kind == "cpu" else 0))
+    if there is not None and needed > there:
+        where = "this machine" if kind == "cpu" else "the GPU here"
+        share = f" on {ranks} ranks" if ranks > 1 else ""
+        yield Complaint(
+            ("run.micro_batch_size",),
+            f"run.micro_batch_size = {config.run.micro_batch_size} takes up to {needed / 2**30:.1f} GiB{share}, but "
+            f"{where} has {there / 2**30:.1f} GiB: lower it, blocks.num_anchors or data.max_length.",
         )
 
 

@@ -16,6 +16,18 @@ def along_the_block(slot: int, slots: int) -> str:
     place = (slot - 1) / max(1, slots - 1) * 2
     start, end = (DRAFT, IDLE) if place <= 1 else (IDLE, TARGET)
     share = place if place <= 1 else place - 1
+    return blend(start, end, share)
+
+
+def slot_colour(slot: int, slots: int, runs: int) -> str:
+    """Of slot 1..slots of the first of so many runs: from blue to orange, or shades of its own colour beside others."""
+    if runs == 1:
+        return along_the_block(slot, slots)
+    return blend(RUNS[0], IDLE, 0.7 * (slot - 1) / max(1, slots - 1))
+
+
+def blend(start: str, end: str, share: float) -> str:
+    """The colour that lies this share of the way from `start` to `end`."""
     mixed = (round(a + (b - a) * share) for a, b in zip(_rgb(start), _rgb(end), strict=True))
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from workbench.curves import PANELS, PROFILE, SLOTS, Curve, Panel, curves, in_readable_unit, slot_profile
+from workbench.curves import PANELS, PROFILE, SLOTS, Curve, Panel, about_runs, curves, slot_profile
 from workbench.figures.acceptance import percent_interval
-from workbench.figures.palette import RUNS, along_the_block, lay_out, translucent
+from workbench.figures.palette import RUNS, lay_out, slot_colour, translucent
 from workbench.run_series import RunSeries
 
 _POINTS = 800  # of a line; the rest is in the band around it
@@ -51,10 +51,10 @@ def data_wait(*runs: RunSeries) -> go.Figure:
 def over_steps(panel: Panel, runs: Sequence[RunSeries]) -> go.Figure:
     """Any chart over steps."""
     figure = go.Figure()
-    panel = in_readable_unit(panel, runs)
+    panel = about_runs(panel, runs)
     drawn = curves(panel, runs, _POINTS)
     for curve in drawn:
-        colour = RUNS[curve.run % len(RUNS)] if curve.slot is None else along_the_block(curve.slot, len(drawn))
+        colour = RUNS[curve.run % len(RUNS)] if curve.slot is None else slot_colour(curve.slot, len(drawn), len(runs))
         name = curve.label if len(runs) == 1 else f"{runs[curve.run].name}, {curve.label}"
         _draw(figure, curve, colour, name, panel.unit)
     lay_out(figure, panel.question, x="step", y=panel.unit, height=320)

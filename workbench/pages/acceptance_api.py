@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import gradio as gr
-
 from dflash.errors import UserError
 from dflash.evaluation.breakdown import acceptance_by, most_missed, paired, tau_by, tau_by_position, tau_of
 from dflash.evaluation.report_file import Evaluation
 from dflash.evaluation.speedup import StepCost
 from workbench.acceptance_view import ENTROPY_EDGES, GROUPS
+from workbench.endpoints import register
 from workbench.evaluate_jobs import EvaluateJobs, EvaluationRequest
 from workbench.pages.acceptance_values import said
 
@@ -96,7 +95,7 @@ def add_endpoints(desk: EvaluateJobs) -> None:
     readings = (evaluations, acceptance, compare_results, whatif, block_sizes, evaluate_jobs)
     doings = (evaluate_start, benchmark_start, evaluate_stop, evaluate_resume)
     for endpoint in (*readings, *doings):
-        gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=None)
+        register(endpoint)
 
 
 def summary(result: Evaluation) -> dict[str, Any]:

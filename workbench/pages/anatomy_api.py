@@ -1,7 +1,5 @@
 """The Anatomy page's actions as named endpoints."""
 
-import gradio as gr
-
 from dflash.data.template import Rendered
 from workbench.anatomy import Anatomy, AnatomySettings, dissect_row, explain_cell, summary
 from workbench.anatomy_query import DEFAULTS
@@ -11,7 +9,7 @@ from workbench.checks_view import Report
 from workbench.checks_view import layer_check as run_layers
 from workbench.checks_view import layers_record, leak_record
 from workbench.checks_view import leak_test as run_leak
-from workbench.endpoints import computing
+from workbench.endpoints import computing, register
 
 
 def build(bench: Bench) -> None:
@@ -81,7 +79,7 @@ def build(bench: Bench) -> None:
         return layers_record(run_layers(bench, draft, given, report=report))
 
     for endpoint in (anatomy_plan, anatomy_cell, leak_test, layer_check):
-        gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=None)
+        register(endpoint)
 
 
 def _rows(bench: Bench, conversation: str, packing: bool, length: int) -> Rows:

@@ -8,7 +8,7 @@ import gradio as gr
 from dflash.decoding.ways import other_ways
 from dflash.errors import UserError
 from workbench.bench import Bench
-from workbench.endpoints import computing
+from workbench.endpoints import computing, register
 from workbench.race import Race
 from workbench.race_record import exported, parse_record
 from workbench.race_settings import RaceSettings, parse_history
@@ -90,7 +90,7 @@ def build(bench: Bench) -> None:
         (save_trace_endpoint, "save_trace"),
         (open_trace_endpoint, "open_trace"),
     ):
-        gr.api(endpoint, api_name=name, concurrency_limit=None)
+        register(endpoint, name)
 
 
 def _sentence(error: UserError) -> gr.Error:

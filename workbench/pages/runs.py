@@ -13,6 +13,7 @@ import gradio as gr
 from dflash.errors import UserError
 from workbench.bench import Bench
 from workbench.components import packed, panel
+from workbench.endpoints import register
 from workbench.run_views import stamp
 from workbench.runs_desk import RunsDesk
 
@@ -157,4 +158,4 @@ def _api(desk: RunsDesk) -> None:
         return desk.page(names)
 
     for endpoint in (runs, run, run_curves, run_log, run_compare, run_notes, run_csv, run_html):
-        gr.api(_told(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
+        register(_told(endpoint))

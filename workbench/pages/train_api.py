@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from dflash.errors import UserError
+from workbench.endpoints import register
 from workbench.job import Job
 from workbench.jobs import GRACE
 from workbench.plan_view import summary
@@ -52,7 +53,7 @@ def add_endpoints(desk: TrainJobs) -> None:
         return _said(desk.rows)
 
     for endpoint in (train_preview, train_start, queue_add, train_stop, train_resume, queue_abort, jobs):
-        gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=None)
+        register(endpoint)
 
 
 def job_summary(job: Job) -> dict[str, Any]:

@@ -38,6 +38,8 @@ function head() {
   find(".df-checkpoints tbody").replaceChildren(...rows);
   find(".df-checkpoint-box").hidden = !rows.length;
   find(".df-no-checkpoints").hidden = rows.length > 0;
+  const goesOn = ["queued", "starting", "running"].includes(row.state);
+  find(".df-no-checkpoints").textContent = goesOn ? "None yet: the first one is written after checkpoint.every steps." : "It has none.";
 }
 
 // Only when it is another text: a selection in it stays.
@@ -144,7 +146,7 @@ pressed(".df-abort", async () => {
   if (!row) chosen.choose(chosen.names.slice(1));
   window.dispatchEvent(new CustomEvent("dflash:acted"));
 });
-pressed(".df-copy", async () => { await navigator.clipboard.writeText(location.href); return "The link is copied: it shows the same runs and zoom."; });
+pressed(".df-copy", () => window.dflash.handOver(location.href, find(".df-copy")));
 pressed(".df-csv", async () => { download(`${chosen.names[0]}.csv`, "text/csv", await ask(server.export_csv, { runs: chosen.names })); });
 pressed(".df-html", async () => { download(`${chosen.names[0]}.html`, "text/html", await ask(server.export_page, { runs: chosen.names })); });
 pressed(".df-png", () => { window.dispatchEvent(new CustomEvent("dflash:picture")); });

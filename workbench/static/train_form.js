@@ -101,16 +101,17 @@ function update(field) {
 
 // Which settings are shown: the usual ones and those that say something; all of them on demand.
 function arrange() {
-  const wanted = find(".df-search").value.trim().toLowerCase();
+  const wanted = find(".df-search").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
   let any = false;
   for (const section of view.sections) {
     const { box, more, note, chip } = sections.get(section.name);
-    const all = showAll || opened.has(section.name) || wanted !== "";
+    const all = showAll || opened.has(section.name) || wanted.length > 0;
     let visible = 0, kept = 0, idle = "";
     for (const field of section.fields) {
       const speaks = field.edited || field.complaints.length > 0;
       const usual = (field.usual || field.given !== "") && !field.idle;
-      const matches = !wanted || (field.setting + " " + field.about).toLowerCase().includes(wanted);
+      const said = (field.setting + " " + field.about).toLowerCase();
+      const matches = wanted.every((word) => said.includes(word));
       const show = matches && (!onlyChanged || speaks) && (all || usual || speaks);
       fields.get(field.setting).box.hidden = !show;
       visible += show;
@@ -118,7 +119,7 @@ function arrange() {
       idle = idle || (field.usual || section.fields.every((one) => one.idle) ? field.idle : "") || "";
     }
     any = any || visible > 0;
-    const quiet = wanted !== "" || onlyChanged;
+    const quiet = wanted.length > 0 || onlyChanged;
     box.hidden = visible === 0 && quiet;
     more.hidden = kept === 0 || showAll || quiet;
     more.textContent = opened.has(section.name) ? "fewer" : `${kept} more`;

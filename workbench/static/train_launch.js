@@ -20,7 +20,7 @@ function remember() {
   if (request.origin.startsWith("run:")) query.set("run", request.origin.slice(4)); else query.set("from", request.origin);
   for (const [setting, text] of Object.entries(request.settings)) query.set(setting, text);
   if (request.name) query.set("name", request.name);
-  if (request.ranks !== 1) query.set("ranks", request.ranks);
+  query.set("ranks", request.ranks);
   history.replaceState(history.state, "", window.location.pathname + "?" + query);
 }
 
@@ -32,12 +32,12 @@ window.addEventListener("dflash:setting", (event) => {
 });
 window.addEventListener("dflash:ask-again", () => ask(0));
 window.addEventListener("dflash:start-from", (event) => {
-  request = { origin: event.detail, settings: {}, name: "", ranks: 1 };
+  request = { origin: event.detail, settings: {}, name: "", ranks: null }; // as many as suit it
   ask(0);
   element.scrollIntoView({ block: "start" });
 });
 find(".df-origin").addEventListener("change", (event) => {
-  request = { origin: event.target.value, settings: {}, name: "", ranks: request.ranks };
+  request = { origin: event.target.value, settings: {}, name: "", ranks: null };
   ask(0);
 });
 find(".df-run-name").addEventListener("input", (event) => { request.name = event.target.value.trim(); ask(QUIET); });
