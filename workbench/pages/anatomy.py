@@ -252,8 +252,9 @@ def _tiles_note(anatomy: Anatomy) -> str:
         f"{counts['slots']:,} slots × {counts['keys']:,} keys = {counts['cells']:,} cells in {counts['tiles']:,} tiles "
         f"of {TILE}×{TILE}"
     )
+    skipped = percent(counts["skipped"])
     return (
-        f'<p class="df-tiles-note">{html.escape(words)}: {kinds}<span> — <b>{percent(counts["skipped"])}</b> of the tiles '
+        f'<p class="df-tiles-note">{html.escape(words)}: {kinds}<span> — <b>{skipped}</b> of the tiles '
         f'are never computed.</span></p><p class="df-note">{counts["visible_cells"]:,} cells are visible: '
         f'{percent(counts["visible_share_of_computed"])} of those in the tiles that are computed.</p>'
     )
