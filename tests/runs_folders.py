@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import random
 import time
 from pathlib import Path
@@ -29,7 +28,8 @@ def write_run(
     lines = [f"INFO Training from step 0 to {steps}.", "INFO Checkpoint step_0000020 is complete."]
     (run.path / "log.txt").write_text("".join(line + "\n" for line in lines))
     began = time.time() - age
-    os.utime(run.path / "environment.json", (began, began))
+    about = json.loads((run.path / "environment.json").read_text())
+    (run.path / "environment.json").write_text(json.dumps({**about, "started": began}))
     return run
 
 

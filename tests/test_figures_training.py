@@ -106,6 +106,14 @@ def test_runs_over_one_another_are_named_and_coloured(run):
     assert figure.data[2].line.color == RUNS[1]
 
 
+def test_slots_beside_other_runs_are_named_after_the_first_in_shades_of_its_colour(run):
+    figure = over_steps(SLOTS, [run, RunSeries("two", [train(7)])])
+    assert figure.layout.title.text.startswith("Which slots does one get right?")
+    assert all(trace.name.startswith("one, slot ") for trace in figure.data)
+    colours = [trace.line.color for trace in figure.data]
+    assert colours[0] == RUNS[0] and len(set(colours)) == len(colours) and not set(colours) & {RUNS[1], TARGET}
+
+
 def test_every_chart_asks_a_question_and_names_its_unit(run):
     for panel in (*PANELS, SLOTS):
         figure = over_steps(panel, [run])

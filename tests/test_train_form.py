@@ -220,3 +220,24 @@ def test_what_is_no_request_is_refused(value):
 def test_values_are_shown_as_they_are_typed(value, text):
     assert as_text(value) == text
     assert value is None or yaml.safe_load(f"[{text}]" if isinstance(value, list) else text) == value
+
+
+def test_an_origin_begins_with_its_own_number_of_processes(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("workbench.run_request.gpu_count", lambda: 8)
+    ship = root.root / "ship"
+    (ship / "checkpoints" / "step_0000005").mkdir(parents=True)
+    (ship / "config.yaml").write_text("run: {device: cpu}\n")
+    (ship / "checkpoints" / "step_0000005" / "trainer.json").write_text('{"world_size": 3}')
+    ranks = {name: prepare(RunRequest.from_json({"origin": name, "ranks": None}), root).request.ranks
+             for name in (QUICK, "qwen3-8b-8xh100", "run:ship")}  # fmt: skip
+    assert ranks["run:ship"] == 3
+    assert ranks["qwen3-8b-8xh100"] == 8
+    assert prepare(RunRequest("qwen3-8b-8xh100", ranks=1), root).request.ranks == 1
+
+
+def test_a_plan_that_takes_more_memory_than_there_is_is_no_plain_ready(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("dflash.training.readiness.memory_of", lambda kind: 1 << 20)
+    prepared = prepare(RunRequest(QUICK, with_data(tmp_path)), root)
+    assert "Ready" not in verdict(prepared)
+    (sentence,) = fields_of(prepared)["run.micro_batch_size"]["complaints"]
+    assert "0.0 GiB" in sentence and sentence in plan_view(prepared)["remarks"]

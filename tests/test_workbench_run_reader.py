@@ -246,11 +246,17 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(root, run, tmp_path):
 def test_runs_are_listed_newest_first_and_other_folders_are_not(root, config):
     for age, name in enumerate(["c", "a", "b"]):
         path = RunFolder.create(root.root / name, config).path
-        os.utime(path / "environment.json", (1e9 - age, 1e9 - age))
+        # A copied run's files are as young as the copy.
+        (path / "environment.json").write_text(json.dumps({"started": 1e9 - age}))
+        os.utime(path / "environment.json", (1e9 + age, 1e9 + age))
+    old = RunFolder.create(root.root / "old", config).path
+    (old / "environment.json").write_text("{}")
+    os.utime(old / "environment.json", (9e8, 9e8))
     (root.root / "empty").mkdir()
     (root.root / ".jobs").mkdir()
     (root.root / "file.json").write_text("{}")
-    assert root.names() == ["c", "a", "b"]
+    assert root.names() == ["c", "a", "b", "old"]
+    assert [row.started for row in root.summaries()] == [1e9, 1e9 - 1, 1e9 - 2, 9e8]
 
 
 def test_no_runs_folder_is_no_runs(tmp_path):

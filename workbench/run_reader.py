@@ -11,7 +11,7 @@ from typing import Any
 
 from dflash.errors import UserError
 from workbench.metric_lines import Cursor, Record, read_on
-from workbench.run_summary import LatestRecords, RunSummary, read_settings, summarise
+from workbench.run_summary import LatestRecords, RunSummary, read_settings, summarise, started_at
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -33,7 +33,7 @@ class RunsRoot:
             return []
         for entry in entries:
             if NAME.fullmatch(entry.name) and _is_run(entry):
-                found.append((_age(entry), entry.name))
+                found.append((started_at(entry) or 0.0, entry.name))
         return [name for _, name in sorted(found, reverse=True)]
 
     def path(self, name: str) -> Path:
@@ -117,13 +117,3 @@ def _is_run(path: Path) -> bool:
         return (path / "config.yaml").is_file() or (path / "status.json").is_file()
     except OSError:
         return False
-
-
-def _age(path: Path) -> float:
-    """When it was created, as far as its files tell."""
-    for name in ("environment.json", "config.yaml", "status.json"):
-        try:
-            return (path / name).stat().st_mtime
-        except OSError:
-            continue
-    return 0.0

@@ -122,7 +122,7 @@ def summarise(path: Path, latest: LatestRecords, now: float | None = None) -> Ru
         state=state,
         message=message,
         problem=" ".join(problems),
-        started=_started(path),
+        started=started_at(path),
         heartbeat=_number(status, "heartbeat"),
         step=None if step is None else int(step),
         max_steps=None if max_steps is None else int(max_steps),
@@ -222,7 +222,7 @@ def _first_line(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
-def _started(path: Path) -> float | None:
+def started_at(path: Path) -> float | None:
     """As environment.json says, which is written once, when a run is created; of an older run, its file's time."""
     try:
         about = json.loads((path / "environment.json").read_text(encoding="utf-8"))
@@ -230,7 +230,7 @@ def _started(path: Path) -> float | None:
         about = None  # that it is damaged hides nothing else of the run
     if isinstance(about, dict) and is_number(about.get("started")):
         return about["started"]
-    for name in ("environment.json", "config.yaml"):
+    for name in ("environment.json", "config.yaml", "status.json"):
         try:
             return (path / name).stat().st_mtime
         except OSError:
