@@ -58,7 +58,7 @@ class RunFolder:
             (run.path / _HELD_OUT_FILE).unlink(missing_ok=True)
             run.record_config(config)
             write_atomically(run.path / "command.txt", _command() + "\n")
-            about = {**describe_environment(), "started": time.time()}  # a copied folder keeps it, unlike its files' times
+            about = {**describe_environment(), "started": time.time()}  # a copy keeps it
             write_atomically(run.path / "environment.json", json.dumps(about, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"Run folder {str(path)!r} could not be written: {error.strerror}.") from error
