@@ -172,7 +172,9 @@ def work_on_anatomy(page) -> None:
 
 
 def work_on_train(page) -> None:
-    page.wait_for_selector(".js-plotly-plot .gtitle")  # the plan of the config that it opens with
+    page.wait_for_selector("#memory .js-plotly-plot .gtitle")  # the plan of the config that it opens with, to its end
+    # At the window's edge the browser reports frames late that it drew in time (a trace has one 12 ms after each key).
+    page.locator(".df-search").evaluate("box => box.scrollIntoView({ block: 'center' })")
     page.locator(".df-search").press_sequentially("learning", delay=30)
     page.fill(".df-search", "")
     page.locator(".df-run-name").press_sequentially("another", delay=30)

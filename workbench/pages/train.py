@@ -1,10 +1,12 @@
 """The Train page: a config edited field by field, what it amounts to, and the jobs that come of it."""
 
+import hashlib
 import json
 import time
 from typing import Any
 
 import gradio as gr
+import plotly.graph_objects as go
 
 from dflash.embedded import EMBEDDED_NAME
 from dflash.errors import UserError
@@ -50,7 +52,8 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
             return [*views(desk, first), job_view(desk)]
 
     def edited(event: gr.EventData) -> list[Any]:
-        return _said(lambda: views(desk, RunRequest.from_json(event.request), event.request.get("serial")))
+        request = RunRequest.from_json(event.request)
+        return _said(lambda: views(desk, request, event.request.get("serial"), event.figures))
 
     def acted(event: gr.EventData) -> list[Any]:
         return _said(lambda: [*act(desk, event.action, RunRequest.from_json(event.request)), job_view(desk)])
@@ -81,8 +84,10 @@ def first_request(bench: Bench) -> RunRequest:
     return RunRequest(origin, {} if bench.target_name == EMBEDDED_NAME else {"target.name": bench.target_name})
 
 
-def views(desk: TrainJobs, request: RunRequest, serial: int | None = None) -> list[Any]:
+def views(desk: TrainJobs, request: RunRequest, serial: int | None = None, shown: str | None = None) -> list[Any]:
     """Values of launch, form, plan, and each figure with its table, all from one prepared run.
+
+    `shown` tells which figures the page has: the same ones are not sent again, since drawing them makes typing wait.
 
     Raises:
         UserError: there is no such recipe or run.
@@ -93,7 +98,11 @@ def views(desk: TrainJobs, request: RunRequest, serial: int | None = None) -> li
     launch = launch_view(prepared, choices, about, busy=busy, data_follows=desk.data_follows(prepared))
     if serial is not None:
         launch["request"]["serial"] = serial
-    return [packed(launch), packed(form_view(prepared)), packed(plan_view(prepared)), *figure_values(prepared)]
+    figures = figure_values(prepared)
+    launch["figures"] = _digest(figures)
+    if launch["figures"] == shown:
+        figures = [gr.skip()] * len(figures)
+    return [packed(launch), packed(form_view(prepared)), packed(plan_view(prepared)), *figures]
 
 
 def figure_values(prepared: Prepared) -> list[Any]:
@@ -175,6 +184,12 @@ def _said(work) -> Any:
         return work()
     except UserError as error:
         raise refusal(error) from error
+
+
+def _digest(figures: list[Any]) -> str:
+    """Equal for figures and tables that look the same."""
+    texts = (value.to_json() if isinstance(value, go.Figure) else str(value) for value in figures)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _words(text: str) -> str:

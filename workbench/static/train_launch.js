@@ -6,13 +6,14 @@ let request = null;
 let serial = 0; // of the last edit here
 let timer = null;
 let view = null;
+let figures = null; // which ones the page shows: the same need not be drawn again
 
 function ask(delay) {
   serial += 1;
   clearTimeout(timer);
   element.dataset.stale = "true";
   find(".df-start").disabled = find(".df-queue").disabled = true;
-  timer = setTimeout(() => trigger("input", { request: { ...request, serial } }), delay);
+  timer = setTimeout(() => trigger("input", { request: { ...request, serial }, figures }), delay);
 }
 
 function remember() {
@@ -86,6 +87,7 @@ function trouble() {
 function draw() {
   if (!props.value) return;
   const answered = JSON.parse(props.value);
+  figures = answered.figures; // they come with every answer
   if (answered.request.serial !== undefined && answered.request.serial < serial) return; // an older edit's answer
   view = answered;
   const { serial: _, ...known } = view.request;
