@@ -110,8 +110,8 @@ class OptimizerConfig(Section):
 
 class ScheduleConfig(Section):
     kind: Literal["wsd", "cosine", "linear", "constant"] = Field("wsd", description="shape after warm-up")
-    warmup_ratio: float = Field(0.04, ge=0, lt=1, description="share of all steps")
-    decay_ratio: float = Field(0.2, ge=0, le=1, description="share of all steps, wsd only")
+    warmup_ratio: float = Field(0.04, ge=0, lt=1, description="rise of the lr (warm-up), share of all steps")
+    decay_ratio: float = Field(0.2, ge=0, le=1, description="fall of the lr to min_lr, share of all steps, wsd only")
     decay_style: Literal["linear", "cosine", "sqrt"] = Field("cosine", description="wsd only")
 
     @model_validator(mode="after")

@@ -115,3 +115,11 @@ def test_conversations_given_as_a_config_are_sent_where_they_belong(place):
     (place / "talk.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": []}\n')
     said = refused("train", "talk.jsonl", "--dry-run", cwd=place)
     assert "'talk.jsonl' holds JSON lines of conversations" in said and "data.train=[talk.jsonl]" in said
+
+
+def test_a_run_given_as_a_draft_is_told_where_its_draft_is(tmp_path):
+    draft = Path("mine/checkpoints/step_0000020/draft")
+    (tmp_path / draft).mkdir(parents=True)
+    (tmp_path / "mine/checkpoints/step_0000010/draft").mkdir(parents=True)
+    said = refused("generate", "--prompt", "x", "--draft", "mine", cwd=tmp_path)
+    assert f"holds no config.json: give {draft}, a draft of this run." in said

@@ -56,7 +56,9 @@ def read_draft_config(folder: Path) -> DFlashConfig:
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise UserError(f"Draft folder {str(folder)!r} holds no {name}: give a folder with both files.")
+            drafts = sorted(folder.glob("checkpoints/step_*/draft"))
+            remedy = f"{drafts[-1]}, a draft of this run" if drafts else f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+            raise UserError(f"Draft folder {str(folder)!r} holds no {name}: give {remedy}.")
     try:
         return DFlashConfig.from_public(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
     except UserError as error:

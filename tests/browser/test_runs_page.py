@@ -264,6 +264,8 @@ def test_names_in_the_address_are_checked(root, look, name):
     page = look(f"?run={name}")
     page.wait_for_selector(".df-curves .df-trouble:visible")
     assert page.text_content(".df-curves .df-trouble").startswith(("Run name", "There is no run"))
+    page.wait_for_timeout(500)
+    assert page.locator(".df-curves-empty").is_hidden() and page.locator(".df-run-head").is_hidden()
 
 
 def test_everything_can_be_taken_away(root, look, tmp_path, chromium):

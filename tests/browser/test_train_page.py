@@ -166,6 +166,17 @@ def test_a_fault_is_told_beside_its_field_and_blocks_the_start(tab, bench):
     page.wait_for_selector(".df-field:not(.faulty) #df-run-batch_size")
 
 
+def test_a_run_name_that_cannot_be_is_no_longer_called_ready(tab):
+    page = tab("train")
+    page.wait_for_function("document.querySelector('.df-verdict').textContent")
+    page.fill(".df-run-name", "../evil")
+    page.wait_for_selector(".df-verdict:has-text('The last change cannot be used')")
+    assert page.is_disabled(".df-start") and page.is_disabled(".df-queue")
+    page.fill(".df-run-name", "good")
+    page.wait_for_function("document.querySelector('.df-shown-command pre').textContent.includes('--name good')")
+    assert "cannot be used" not in page.text_content(".df-verdict")
+
+
 def test_settings_are_searched_and_the_rest_is_folded_away(tab):
     page = tab("train")
     assert page.is_hidden("#df-optimizer-beta1") and page.is_visible("#df-optimizer-lr")
@@ -173,6 +184,8 @@ def test_settings_are_searched_and_the_rest_is_folded_away(tab):
     assert page.is_visible("#df-optimizer-beta1")
     page.fill(".df-search", "mooncake")
     assert page.is_visible("#df-online-master") and page.is_hidden("#df-optimizer-lr")
+    page.fill(".df-search", "lr warm-up")
+    assert page.is_visible("#df-schedule-warmup_ratio") and page.is_hidden("#df-online-master")
     page.fill(".df-search", "no such thing")
     assert page.is_visible(".df-nothing")
     page.fill(".df-search", "")

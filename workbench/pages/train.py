@@ -63,7 +63,8 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
         return job_view(desk)
 
     demo.load(opened, None, [*planned, jobs], **_READ)
-    launch.input(edited, None, planned, trigger_mode="always_last", **_READ)
+    changed = launch.input(edited, None, planned, trigger_mode="always_last", **_READ)
+    changed.failure(None, None, None, js=_REFUSED)
     launch.submit(acted, None, [*planned, jobs], trigger_mode="once", **_READ).failure(
         lambda: job_view(desk), None, jobs, js=_ASK_AGAIN, **_READ
     )
@@ -75,6 +76,7 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
 
 # After a refusal the buttons come back with a new plan.
 _ASK_AGAIN = "() => window.dispatchEvent(new CustomEvent('dflash:ask-again'))"
+_REFUSED = "() => window.dispatchEvent(new CustomEvent('dflash:refused'))"
 
 
 def first_request(bench: Bench) -> RunRequest:

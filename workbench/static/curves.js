@@ -86,6 +86,7 @@ function trouble(text) {
   const node = find(".df-trouble");
   node.hidden = !text;
   node.textContent = text;
+  if (text && !charts.size) find(".df-curves-empty").hidden = true;
 }
 
 async function look() {

@@ -90,7 +90,8 @@ async function look() {
     element.firstElementChild.dataset.run = names[0];
     if (other) readLog();
   } catch (error) {
-    element.firstElementChild.hidden = false;
+    // Of a run that was never shown there is nothing to do or to see; the curves' panel says why.
+    element.firstElementChild.hidden = key !== shown;
     trouble(error.message);
   }
 }

@@ -32,6 +32,10 @@ window.addEventListener("dflash:setting", (event) => {
   ask(QUIET);
 });
 window.addEventListener("dflash:ask-again", () => ask(0));
+window.addEventListener("dflash:refused", () => {
+  find(".df-verdict").textContent = "The last change cannot be used: see the message.";
+  find(".df-verdict").dataset.ready = "false";
+});
 window.addEventListener("dflash:start-from", (event) => {
   request = { origin: event.detail, settings: {}, name: "", ranks: null }; // as many as suit it
   ask(0);
