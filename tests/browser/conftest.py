@@ -62,6 +62,9 @@ class Visit:
     def open(self, path: str = "") -> "Visit":
         self.page.goto(self.address + path)
         self.page.wait_for_selector(".df-bar-top")
+        if not path and self.page.query_selector(".df-race"):
+            # The recorded race is drawn once the page's scripts run: what is typed before they do is lost.
+            self.page.wait_for_selector(".df-race[data-recorded=true]")
         return self
 
     def reload(self) -> "Visit":
