@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,19 +41,16 @@ class ProcessId:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to this process alone; nothing happens when it is gone."""
-        if self.is_alive():
-            try:
-                os.kill(self.pid, number)
-            except ProcessLookupError:
-                pass  # it ended in between
+        self._signal(os.kill, number)
 
     def signal_group(self, number: signal.Signals) -> None:
         """Send a signal to the process group that this process leads; nothing happens when it is gone."""
+        self._signal(os.killpg, number)
+
+    def _signal(self, send: Callable[[int, int], None], number: signal.Signals) -> None:
         if self.is_alive():
-            try:
-                os.killpg(self.pid, number)
-            except ProcessLookupError:
-                pass  # it ended in between
+            with suppress(ProcessLookupError):  # it ended in between
+                send(self.pid, number)
 
 
 def identity(pid: int) -> dict[str, int | str]:

@@ -9,14 +9,13 @@ last: whatever ends the writer, complete shards stay and nothing else is ever re
 """
 
 import errno
-import fcntl
 import json
 import os
 import re
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from safetensors.torch import save_file
 
 from dflash.errors import UserError
 from dflash.features.identity import FeatureIdentity
-from dflash.files import write_atomically
+from dflash.files import locked, write_atomically
 
 _FORMAT = 1
 
@@ -80,11 +79,9 @@ class CacheFolder:
         """
         if self.path.is_dir() and not (self.path / "cache.json").exists() and not self._holds_only_leftovers():
             raise UserError(f"{str(self.path)!r} holds other files: give a new folder, or that of a feature cache.")
-        self.path.mkdir(parents=True, exist_ok=True)
-        # The lock goes with the process, however it ends.
-        with open(self.path / ".lock", "a", encoding="utf-8") as lock:
+        with ExitStack() as held:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(locked(self.path / ".lock", wait=False))
             except BlockingIOError as error:
                 raise UserError(
                     f"Another process is capturing into {str(self.path)!r}: wait until it is done, or give another "

@@ -75,7 +75,7 @@ class Child:
             raise ChildFailed(f"{self.name} ended with {describe_exit(self.returncode)}. {self.last_words()}")
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines that this process wrote, of long ones their ends."""
+        """The last lines that this process wrote, of long ones their beginnings and ends."""
         try:
             with open(self.log, "rb") as file:
                 size = file.seek(0, os.SEEK_END)

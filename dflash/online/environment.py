@@ -4,7 +4,6 @@ It is a virtual environment with everything pinned, found by its folder's name. 
 form is the same steps with SGLang's own dependencies, and has not been run yet: no machine here has a GPU.
 """
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -20,6 +19,7 @@ from typing import Literal
 
 from dflash.devices import nvidia_driver_is_here
 from dflash.errors import UserError
+from dflash.files import locked
 from dflash.online.installer import Installer
 from dflash.online.patching import SourcePatch, shipped_patches
 from dflash.online.plugin_wheel import build_plugin_wheel, plugin_version
@@ -203,8 +203,7 @@ class EngineEnvironment:
         foreign = {path.name for path in self.folder.iterdir()} - _OWN_NAMES
         if foreign and not (self.folder / "pyvenv.cfg").exists():
             raise UserError(f"Folder {str(self.folder)!r} holds something else ({min(foreign)}): give an empty --dir.")
-        with open(self.folder / _LOCK, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.folder / _LOCK):
             yield
 
     def _require_space(self) -> None:

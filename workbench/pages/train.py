@@ -64,7 +64,7 @@ def build(bench: Bench, demo: gr.Blocks) -> None:
 
     demo.load(opened, None, [*planned, jobs], **_READ)
     changed = launch.input(edited, None, planned, trigger_mode="always_last", **_READ)
-    changed.failure(None, None, None, js=_REFUSED)
+    changed.failure(None, None, None, js=_REFUSED, api_visibility="private")
     launch.submit(acted, None, [*planned, jobs], trigger_mode="once", **_READ).failure(
         lambda: job_view(desk), None, jobs, js=_ASK_AGAIN, **_READ
     )
